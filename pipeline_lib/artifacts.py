@@ -1,0 +1,410 @@
+"""Every artifact the pipeline writes, declared once: name, axes or columns, dtype, meaning.
+
+The declarations are used to write (`write_table`), to check on read (`read_table`), to lay out
+stores (`pipeline_lib.store`) and to document (`docs/artifacts.md`). What a stage computes belongs
+in the module named like the stage, not here. Free of torch, so that rules may import it.
+
+Axis letters: `n` image, `c` component, `d` model width, `e` width of the CLIP space, `k` text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline_lib.errors import ArtifactError
+
+#: Raised by hand when a stage's results change for the same inputs; a rule puts its stage's number
+#: into `params`, so that exactly the downstream jobs run again.
+STAGE_VERSIONS: dict[str, int] = {
+    "world": 1,
+    "manifest": 1,
+    "features": 1,
+    "contributions": 1,
+    "maps": 1,
+    "scores": 1,
+    "ablation": 1,
+    "retrieval": 1,
+    "heatmaps": 1,
+    "segmentation": 1,
+    "spurious": 1,
+    "report": 1,
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: Arrow type as text, meaning with unit and range."""
+
+    name: str
+    type: str
+    meaning: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Parquet table. `extra` says whether further columns (a user's own) may follow."""
+
+    name: str
+    meaning: str
+    columns: tuple[Column, ...]
+    extra: bool = False
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a Zarr store; its first axis is always `n`, the row of the manifest."""
+
+    name: str
+    axes: tuple[str, ...]
+    dtype: str
+    meaning: str
+
+
+_ARROW = {
+    "string": pa.string(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "list<float>": pa.list_(pa.float32()),
+    "list<string>": pa.list_(pa.string()),
+}
+
+_TABLES = (
+    Table(
+        "manifest",
+        "The images of a data set: one row per image, in the order of the rows of every store.",
+        (
+            Column("row", "int64", "row in every store of this data set; never reused"),
+            Column("image_id", "string", "stable id: path relative to the data set's folder"),
+            Column("path", "string", "path of the file, relative to the data set's folder"),
+            Column("active", "bool", "false where the image has left the data set"),
+            Column("sha256", "string", "hash of the file's bytes"),
+            Column("width", "int64", "pixels"),
+            Column("height", "int64", "pixels"),
+            Column("shard", "int64", "shard that holds the row: row // shard_size"),
+            Column("split", "string", "train, val or test", nullable=True),
+            Column("label", "string", "class of the image", nullable=True),
+            Column("group", "string", "group for worst-group accuracy", nullable=True),
+            Column("mask", "string", "path of the object's mask", nullable=True),
+            Column("caption", "string", "text describing the image", nullable=True),
+        ),
+        extra=True,
+    ),
+    Table(
+        "rejected",
+        "Files of a data set that could not be used, with the reason.",
+        (
+            Column("path", "string", "path relative to the data set's folder"),
+            Column("reason", "string", "why the file was rejected"),
+        ),
+    ),
+    Table(
+        "text_features",
+        "Text embeddings of concepts, pools and class prompts.",
+        (
+            Column("use", "string", "concept, pool or class"),
+            Column("feature", "string", "feature of a concept; category of a pool text; '' else"),
+            Column("text", "string", "the text as the user wrote it"),
+            Column("embedding", "list<float>", "unit vector in CLIP space [e]"),
+        ),
+    ),
+    Table(
+        "components",
+        "The components of a model: one row per component, in the order of the axis `c`.",
+        (
+            Column("component", "int64", "index on the axis c"),
+            Column("id", "string", "stable name, for example blocks.3.attn/head2"),
+            Column("kind", "string", "head, attention, mlp, conv, stem or bias"),
+            Column("layer", "int64", "residual branches counted from the input, 0 first; stem -1"),
+            Column("stage", "int64", "stage of a hierarchical model, 0 first; -1 where none"),
+            Column("block", "int64", "block in the order from the input; -1 for stem and bias"),
+            Column("head", "int64", "head within its attention block; -1 where none"),
+            Column("module", "string", "path of the module that produced the component"),
+            Column("tokens", "int64", "tokens over which the readout pools this component"),
+        ),
+    ),
+    Table(
+        "map_metrics",
+        "How well each linear map to CLIP space does on held-out images.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set the map was fitted on"),
+            Column("method", "string", "compalign, shared, ridge, procrustes, identity"),
+            Column("chosen", "bool", "true for the map that later stages use"),
+            Column("split", "string", "train or heldout"),
+            Column("n", "int64", "images"),
+            Column("cosine", "float64", "mean cosine to the target, -1 to 1"),
+            Column("recall_at_1", "float64", "share of images nearest to their own target"),
+            Column("recall_at_5", "float64", "share of images with their own target in the first 5"),
+            Column("seconds", "float64", "wall time of the fit"),
+        ),
+    ),
+    Table(
+        "scores",
+        "Component by feature: how much of a feature's variation a component carries.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("feature", "string", "feature, for example colour"),
+            Column("component", "int64", "index on the axis c"),
+            Column("id", "string", "name of the component"),
+            Column("kind", "string", "kind of the component"),
+            Column("layer", "int64", "layer of the component"),
+            Column("block", "int64", "block of the component"),
+            Column("head", "int64", "head of the component"),
+            Column("score", "float64", "trace form: share of the feature's variance; sums to 1"),
+            Column("score_published", "float64", "mean Pearson over QR directions, -1 to 1"),
+            Column("covariance", "float64", "covariance with the total; sums to the total variance"),
+            Column("variance_explained", "float64", "own variance in the subspace / its total"),
+        ),
+    ),
+    Table(
+        "labels",
+        "TextSpan labels: the texts that explain each component, one row per component and rank.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("component", "int64", "index on the axis c"),
+            Column("id", "string", "name of the component"),
+            Column("kind", "string", "kind of the component"),
+            Column("layer", "int64", "layer of the component"),
+            Column("head", "int64", "head of the component"),
+            Column("rank", "int64", "0 for the first text"),
+            Column("text", "string", "text"),
+            Column("category", "string", "category of the text in its pool"),
+            Column("variance", "float64", "share of the component's variance added by this text"),
+            Column("cumulative", "float64", "share explained by the texts so far, 0 to 1"),
+            Column("cumulative_pca", "float64", "the same for the principal components: the bound"),
+            Column("strength", "float64", "component's share of the representation's variance"),
+        ),
+    ),
+    Table(
+        "ablation",
+        "Accuracy while components are replaced by their mean.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("classifier", "string", "own, zero_shot or probe"),
+            Column("curve", "string", "from_input, from_output, all_mlp, all_attention, single, none"),
+            Column("step", "int64", "components or layers ablated so far"),
+            Column("ablated", "string", "what was ablated in this step"),
+            Column("accuracy", "float64", "0 to 1"),
+            Column("n", "int64", "images evaluated"),
+        ),
+    ),
+    Table(
+        "retrieval",
+        "Precision of retrieval by one property.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("query", "string", "text or image"),
+            Column("feature", "string", "asked property"),
+            Column("measured", "string", "property on which precision is measured"),
+            Column("method", "string", "components, representation, random or clip"),
+            Column("components", "int64", "number of components used"),
+            Column("k", "int64", "images retrieved per query"),
+            Column("precision", "float64", "mean precision at k, 0 to 1"),
+            Column("queries", "int64", "number of queries"),
+            Column("n", "int64", "images searched"),
+        ),
+    ),
+    Table(
+        "retrieval_examples",
+        "The first images retrieved for some queries, for the report.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("query", "string", "text or image"),
+            Column("feature", "string", "asked property"),
+            Column("probe", "string", "text asked, or image_id of the probe"),
+            Column("method", "string", "components, representation, random or clip"),
+            Column("rank", "int64", "0 for the first"),
+            Column("image_id", "string", "image retrieved"),
+            Column("score", "float64", "similarity"),
+            Column("correct", "bool", "whether it has the asked property"),
+        ),
+    ),
+    Table(
+        "heatmaps",
+        "Token heat maps: how the map falls on the object.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("image_id", "string", "image"),
+            Column("direction", "string", "text or class the map shows"),
+            Column("mass", "float64", "share of the positive map inside the mask", nullable=True),
+            Column("area", "float64", "share of the image inside the mask", nullable=True),
+            Column("file", "string", "picture of the overlay, relative to this table"),
+        ),
+    ),
+    Table(
+        "segmentation",
+        "Zero-shot segmentation from token heat maps, pooled over the set.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("protocol", "string", "C (Chefer et al.) or V (Balasubramanian et al.)"),
+            Column("method", "string", "decomposition, raw_attention, area …"),
+            Column("pixel_accuracy", "float64", "0 to 1"),
+            Column("iou_object", "float64", "0 to 1"),
+            Column("iou_background", "float64", "0 to 1", nullable=True),
+            Column("miou", "float64", "mean of the two", nullable=True),
+            Column("map", "float64", "average precision (C: mean over both channels)"),
+            Column("n", "int64", "images"),
+        ),
+    ),
+    Table(
+        "spurious",
+        "Accuracy per group before and after mean-ablating the spurious components.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("method", "string", "full, ablated, random"),
+            Column("components", "int64", "number of components ablated"),
+            Column("draw", "int64", "draw of random components; 0 else"),
+            Column("group", "string", "group; or worst, mean, test, train_weighted"),
+            Column("accuracy", "float64", "0 to 1"),
+            Column("n", "int64", "images"),
+            Column("ablated", "list<string>", "ids of the ablated components"),
+        ),
+    ),
+)
+
+TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
+
+
+def _schema_problems(table: Table, frame: pd.DataFrame) -> list[str]:
+    declared = [column.name for column in table.columns]
+    problems = [f"column {name!r} is missing" for name in declared if name not in frame.columns]
+    if not table.extra:
+        unknown = [str(name) for name in frame.columns if name not in declared]
+        problems += [f"column {name!r} is not declared" for name in unknown]
+    for column in table.columns:
+        if column.name in frame.columns and not column.nullable:
+            missing = int(frame[column.name].isna().sum())
+            if missing:
+                problems.append(f"column {column.name!r} has {missing} missing values")
+    return problems
+
+
+def _check(table: Table, frame: pd.DataFrame, where: str) -> None:
+    problems = _schema_problems(table, frame)
+    if problems:
+        listing = "\n  - ".join(problems)
+        raise ArtifactError(
+            f"{where} is not a valid table of kind {table.name!r}:\n  - {listing}\n"
+            "Delete the file and run snakemake again to make it anew."
+        )
+
+
+def write_table(
+    name: str, frame: pd.DataFrame, path: str | Path, provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Write `frame` as the declared table `name`; the file appears complete or not at all.
+
+    Parameters
+    ----------
+    name
+        A key of `TABLES`.
+    frame
+        Rows; declared columns come first in the file, in the declared order.
+    path
+        Parquet file to write; its folder is made if needed.
+    provenance
+        JSON-able facts on what made the table, kept in the file's metadata.
+
+    Raises
+    ------
+    ArtifactError
+        A column is missing, undeclared or holds missing values, or the file cannot be written.
+    """
+    table = TABLES[name]
+    path = Path(path)
+    _check(table, frame, str(path))
+    declared = [column.name for column in table.columns]
+    extra = [column for column in frame.columns if column not in declared]
+    fields = [pa.field(column.name, _ARROW[column.type]) for column in table.columns]
+    arrow = pa.Table.from_pandas(frame[declared], schema=pa.schema(fields), preserve_index=False)
+    for column in extra:
+        arrow = arrow.append_column(str(column), pa.array(frame[column], from_pandas=True))
+    facts = json.dumps(dict(provenance or {}), sort_keys=True)
+    arrow = arrow.replace_schema_metadata({"vit_atlas.table": name, "vit_atlas.provenance": facts})
+    with atomic_path(path) as beside:
+        pq.write_table(arrow, beside)
+
+
+def read_table(name: str, path: str | Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """Rows of the declared table `name` from a Parquet file, checked against its declaration.
+
+    Raises
+    ------
+    ArtifactError
+        The file is missing, unreadable, or not such a table.
+    """
+    path = Path(path)
+    try:
+        frame = pq.read_table(path, columns=columns).to_pandas()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist; run snakemake to make it") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read as Parquet ({error}); delete it and run snakemake again"
+        ) from error
+    if columns is None:
+        _check(TABLES[name], frame, str(path))
+    return frame
+
+
+def read_provenance(path: str | Path) -> dict[str, Any]:
+    """Facts on what made a table, as given to `write_table`."""
+    metadata = pq.read_schema(path).metadata or {}
+    return json.loads(metadata.get(b"vit_atlas.provenance", b"{}"))
+
+
+class atomic_path:
+    """Context manager giving a path beside the final one, renamed to it on success.
+
+    On an error nothing is left under the final name nor beside it.
+
+    >>> with atomic_path("out.json") as beside:     # doctest: +SKIP
+    ...     beside.write_text("{}")
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __enter__(self) -> Path:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, beside = tempfile.mkstemp(
+                prefix=f".{self.path.name}.", suffix=".part", dir=self.path.parent
+            )
+            os.close(handle)
+        except OSError as error:
+            raise ArtifactError(f"{self.path} cannot be written: {error}") from error
+        self.beside = Path(beside)
+        return self.beside
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        if kind is None:
+            os.chmod(self.beside, 0o644)
+            os.replace(self.beside, self.path)
+            return False
+        self.beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ArtifactError(
+                f"{self.path} cannot be written ({error}); nothing was left under that name"
+            ) from error
+        return False
