@@ -146,7 +146,9 @@ _TABLES = (
             Column("n", "int64", "images"),
             Column("cosine", "float64", "mean cosine to the target, -1 to 1"),
             Column("recall_at_1", "float64", "share of images nearest to their own target"),
-            Column("recall_at_5", "float64", "share of images with their own target in the first 5"),
+            Column(
+                "recall_at_5", "float64", "share of images with their own target in the first 5"
+            ),
             Column("seconds", "float64", "wall time of the fit"),
         ),
     ),
@@ -165,7 +167,9 @@ _TABLES = (
             Column("head", "int64", "head of the component"),
             Column("score", "float64", "trace form: share of the feature's variance; sums to 1"),
             Column("score_published", "float64", "mean Pearson over QR directions, -1 to 1"),
-            Column("covariance", "float64", "covariance with the total; sums to the total variance"),
+            Column(
+                "covariance", "float64", "covariance with the total; sums to the total variance"
+            ),
             Column("variance_explained", "float64", "own variance in the subspace / its total"),
         ),
     ),
@@ -196,7 +200,14 @@ _TABLES = (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
             Column("classifier", "string", "own, zero_shot or probe"),
-            Column("curve", "string", "from_input, from_output, all_mlp, all_attention, single, none"),
+            Column(
+                "target", "string", "column of the manifest that is predicted, for example label"
+            ),
+            Column(
+                "curve",
+                "string",
+                "none, single, from_input, from_output, random, all_mlp, all_attention",
+            ),
             Column("step", "int64", "components or layers ablated so far"),
             Column("ablated", "string", "what was ablated in this step"),
             Column("accuracy", "float64", "0 to 1"),
@@ -212,7 +223,7 @@ _TABLES = (
             Column("query", "string", "text or image"),
             Column("feature", "string", "asked property"),
             Column("measured", "string", "property on which precision is measured"),
-            Column("method", "string", "components, representation, random or clip"),
+            Column("method", "string", "components, representation, random, clip or chance"),
             Column("components", "int64", "number of components used"),
             Column("k", "int64", "images retrieved per query"),
             Column("precision", "float64", "mean precision at k, 0 to 1"),
@@ -233,7 +244,7 @@ _TABLES = (
             Column("rank", "int64", "0 for the first"),
             Column("image_id", "string", "image retrieved"),
             Column("score", "float64", "similarity"),
-            Column("correct", "bool", "whether it has the asked property"),
+            Column("correct", "bool", "whether it has the asked property", nullable=True),
         ),
     ),
     Table(
@@ -256,12 +267,14 @@ _TABLES = (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
             Column("protocol", "string", "C (Chefer et al.) or V (Balasubramanian et al.)"),
-            Column("method", "string", "decomposition, raw_attention, area …"),
+            Column("method", "string", "decomposition, or a baseline: gradient, centre, uniform …"),
             Column("pixel_accuracy", "float64", "0 to 1"),
             Column("iou_object", "float64", "0 to 1"),
             Column("iou_background", "float64", "0 to 1", nullable=True),
             Column("miou", "float64", "mean of the two", nullable=True),
-            Column("map", "float64", "average precision (C: mean over both channels)"),
+            Column(
+                "map", "float64", "mean over images of the average precision (C: both channels)"
+            ),
             Column("n", "int64", "images"),
         ),
     ),
