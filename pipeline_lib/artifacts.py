@@ -293,6 +293,52 @@ _TABLES = (
             Column("ablated", "list<string>", "ids of the ablated components"),
         ),
     ),
+    Table(
+        "exactness",
+        "How closely the components of a dump sum to the representation, and the dump's size.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("n", "int64", "images"),
+            Column("components", "int64", "components"),
+            Column("width", "int64", "model width d"),
+            Column("tolerance", "float64", "relative error above which a dump job fails"),
+            Column("median", "float64", "median over images of the relative sum error"),
+            Column("worst", "float64", "largest relative sum error of any image"),
+            Column("percentiles", "list<float>", "percentiles 0 to 100 of the sum error"),
+            Column("bytes", "int64", "bytes of the store on disk"),
+        ),
+    ),
+    Table(
+        "top_images",
+        "The images on which a component writes most along its direction, for the report.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("component", "int64", "index on the axis c"),
+            Column("id", "string", "name of the component"),
+            Column("direction", "string", "text: its first text; axis: its first principal axis"),
+            Column("rank", "int64", "0 for the first"),
+            Column("image_id", "string", "image"),
+            Column("score", "float64", "standard deviations above the mean over images"),
+        ),
+    ),
+    Table(
+        "neighbours",
+        "Components of other models that vary over the same images most alike, for the report.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("component", "int64", "index on the axis c"),
+            Column("id", "string", "name of the component"),
+            Column("other_model", "string", "another model of the run"),
+            Column("other_component", "int64", "index on the other model's axis c"),
+            Column("other_id", "string", "name of the other component"),
+            Column("rank", "int64", "0 for the most similar of that model"),
+            Column("similarity", "float64", "linear CKA over images, 0 to 1"),
+            Column("n", "int64", "images compared"),
+        ),
+    ),
 )
 
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
