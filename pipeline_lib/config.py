@@ -1,0 +1,667 @@
+"""The configuration file: its schema, its checks, and the few questions asked of it.
+
+One YAML file says what to run (how to run it is a Snakemake profile). `load_config` reads it and
+reports every problem of the file at once. Nothing here imports torch, because every Snakemake
+job reads the configuration first.
+
+In any text of the file `${name}` stands for the entry `name` of `paths`, for the folder of this
+project (`${project}`), or for an environment variable; `${name:-other}` gives a value for when it
+is none of these. Relative paths start at the working folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline_lib.errors import ConfigError, close_matches
+
+Split = Literal["train", "val", "test"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Texts = Annotated[list[str], Field(min_length=1)]
+
+#: Rows of one inner chunk of a store: the unit that is read and decompressed.
+MAX_CHUNK_ROWS = 64
+
+
+class _Section(BaseModel):
+    """A section of the file; keys that are not declared are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class SplitShares(_Section):
+    """Shares of the images in each split, where the data set names none itself."""
+
+    train: Share = 0.6
+    val: Share = 0.2
+    test: Share = 0.2
+
+
+class _DataSet(_Section):
+    bad_share: Share = 0.0  # share of unreadable images above which the run fails
+    split: SplitShares = SplitShares()
+
+
+class WorldData(_DataSet):
+    """Rendered images with independent factors."""
+
+    source: Literal["world"]
+    count: Count
+    seed: int = Field(0, ge=0)
+
+
+class SpuriousWorldData(_DataSet):
+    """Rendered images whose class follows the scene in training, and not in the test images."""
+
+    source: Literal["world_spurious"]
+    train: Count
+    test: Count
+    seed: int = Field(0, ge=0)
+
+
+class FolderData(_DataSet):
+    """A folder with one folder of images for each class."""
+
+    source: Literal["folder"]
+    path: str
+    class_names: str | None = None  # text file: name of the folder, space, name of the class
+
+
+class Columns(_Section):
+    """Which column of a table holds what; `group` may join several columns."""
+
+    path: str
+    id: str | None = None
+    label: str | None = None
+    split: str | None = None
+    group: str | list[str] | None = None
+    mask: str | None = None
+    caption: str | None = None
+
+
+class TableData(_DataSet):
+    """A CSV or Parquet table that names the images; paths are relative to its folder."""
+
+    source: Literal["table"]
+    path: str
+    columns: Columns
+    factors: list[str] = []  # further columns to carry along
+    values: dict[str, dict[str, str]] = {}  # column -> value in the table -> value to use
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """YAML reads 0 and 1 as numbers; a table's values are compared as text."""
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            column: {str(old): str(new) for old, new in pairs.items()}
+            if isinstance(pairs, Mapping)
+            else pairs
+            for column, pairs in value.items()
+        }
+
+
+DataSet = Annotated[
+    WorldData | SpuriousWorldData | FolderData | TableData, Field(discriminator="source")
+]
+
+
+class ReferenceTexts(_Section):
+    """Text embeddings that are at hand without the model that made them."""
+
+    embeddings: str  # .npy, one unit vector for each name, as rows or as columns
+    names: str  # text file with one name a line, or a table
+    column: str | None = None  # column of the names, where `names` is a CSV or Parquet table
+
+
+class Reference(_Section):
+    """The CLIP whose space the maps point to: a model, or only its text embeddings."""
+
+    id: str | None = None
+    weights: str | None = None
+    kwargs: dict[str, Any] = {}
+    texts: ReferenceTexts | None = None
+
+
+class Model(_Section):
+    """A model to decompose."""
+
+    id: str
+    weights: str | None = None
+    kwargs: dict[str, Any] = {}
+
+
+class Contributions(_Section):
+    """The dumps of per-component contributions."""
+
+    datasets: Annotated[list[str], Field(min_length=1)]
+    per: Literal["block", "head"] = "head"
+    bias: Literal["separate", "even"] = "separate"
+    dtype: Literal["float32", "float16"] = "float32"
+    shard_size: Annotated[int, Field(ge=1, le=100_000)] = 500
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
+    tolerance: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0e-5
+
+
+class Maps(_Section):
+    """The linear maps from contributions to the CLIP space."""
+
+    dataset: str
+    target: Literal["image", "label_text"] = "image"
+    method: Literal["compalign", "shared", "ridge", "procrustes"] = "compalign"
+    orthogonality: Annotated[float, Field(ge=0.0)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0.0)] = 3.0e-4
+    max_epochs: Count = 50
+    patience: Count = 5
+    heldout: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    baselines: list[Literal["compalign", "shared", "ridge", "procrustes"]] = []
+
+
+class Scores(_Section):
+    """Scores of components for features, and the text labels of components."""
+
+    dataset: str
+    texts_per_component: Count = 10
+
+
+class Ablation(_Section):
+    """Accuracy while components are replaced by their means."""
+
+    dataset: str
+    reference_split: Split = "train"
+    split: Split = "test"
+    classifier: Literal["own", "zero_shot", "probe", "auto"] = "auto"
+
+
+class Retrieval(_Section):
+    """Retrieval by one property, asked by text and by image."""
+
+    dataset: str
+    components: Count = 8
+    k: Annotated[list[Count], Field(min_length=1)] = [1, 5, 10]
+    queries: Count = 50
+
+
+class Heatmaps(_Section):
+    """Token heat maps of some images."""
+
+    dataset: str
+    images: Count = 6
+    directions: Literal["label", "predicted"] | Texts = "label"
+
+
+class Segmentation(_Section):
+    """Zero-shot segmentation from token heat maps."""
+
+    dataset: str
+    images: Count = 100
+    protocols: Annotated[list[Literal["C", "V"]], Field(min_length=1)] = ["C", "V"]
+    directions: Literal["label", "predicted"] = "label"
+
+
+class Spurious(_Section):
+    """Mean-ablation of the components that carry a spurious cue."""
+
+    dataset: str
+    spurious_words: Texts
+    core_words: Texts
+    top_k: Count = 4
+    select_split: Split = "val"
+    report_split: Split = "test"
+    draws: Count = 20
+
+
+class Applications(_Section):
+    """What is done with the dumps; an application that is null is not run."""
+
+    ablation: Ablation | None = None
+    retrieval: Retrieval | None = None
+    heatmaps: Heatmaps | None = None
+    segmentation: Segmentation | None = None
+    spurious: Spurious | None = None
+
+
+class Report(_Section):
+    """The page at the end."""
+
+    title: str = "vit-atlas"
+    examples: Count = 8
+
+
+class RunConfig(_Section):
+    """A whole configuration file, checked."""
+
+    run: Name
+    results: str = "results"
+    seed: int = Field(0, ge=0)
+    paths: dict[str, str] = {}
+    reference: Reference | None = None
+    datasets: Annotated[dict[Name, DataSet], Field(min_length=1)]
+    models: Annotated[dict[Name, Model], Field(min_length=1)]
+    concepts: dict[str, Texts] = {}  # feature -> descriptors; in the file also a YAML file's path
+    templates: str | None = None  # text file, one template with {} a line; null: the bare text
+    text_pool: str | None = None  # category<TAB>text a line; null: the texts of `reference`
+    contributions: Contributions
+    maps: Maps | None = None
+    scores: Scores | None = None
+    applications: Applications = Applications()
+    report: Report = Report()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of everything this run makes."""
+        return Path(self.results) / self.run
+
+
+def load_config(source: Mapping[str, Any] | str | Path, *, check_files: bool = True) -> RunConfig:
+    """The configuration in a YAML file, or in a mapping read from one.
+
+    Parameters
+    ----------
+    source
+        Path of the file, or its content.
+    check_files
+        Whether the files and folders that are named must exist and have the columns named.
+
+    Raises
+    ------
+    ConfigError
+        With every problem of the file: its dotted place, what is wrong, what would be valid.
+    """
+    where = "the configuration"
+    if not isinstance(source, Mapping):
+        where, source = str(source), _read_yaml(Path(source))
+    problems: list[str] = []
+    raw = _substitute(source, problems)
+    if isinstance(raw.get("concepts"), str):
+        raw["concepts"] = _read_concepts(raw["concepts"], problems)
+    config = None
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        problems += [_worded(details) for details in error.errors()]
+    problems += _name_problems(raw) + _model_problems(raw) + _value_problems(raw)
+    if check_files:
+        problems += _file_problems(raw)
+    if problems or config is None:
+        listing = "\n  - ".join(dict.fromkeys(problems))
+        count = len(dict.fromkeys(problems))
+        raise ConfigError(f"{where} has {count} problem{'s' * (count != 1)}:\n  - {listing}")
+    return config
+
+
+def is_clip(model_id: str) -> bool:
+    """Whether a model id names a model with a text tower."""
+    return model_id.startswith("open_clip:")
+
+
+def space_of(config: RunConfig, model: str) -> str | None:
+    """Name of the CLIP space that a model's contributions are read in.
+
+    A CLIP model's space is its own, under the model's name; any other model is mapped to the
+    space named `reference`; `None` where the run has no reference.
+    """
+    if is_clip(config.models[model].id):
+        return model
+    return "reference" if config.reference is not None else None
+
+
+def chunk_rows(shard_size: int) -> int:
+    """Rows of an inner chunk: the largest divisor of the shard's rows up to `MAX_CHUNK_ROWS`.
+
+    >>> chunk_rows(500)
+    50
+    """
+    return max(rows for rows in range(1, MAX_CHUNK_ROWS + 1) if shard_size % rows == 0)
+
+
+def local_folder(model_id: str) -> Path | None:
+    """Folder of a model that is kept in a folder (`timm:local-dir:PATH`), else `None`."""
+    _, found, path = model_id.partition(":local-dir:")
+    return Path(path) if found else None
+
+
+def weight_files(model: Model | Reference) -> list[Path]:
+    """Local files that decide what a model computes; empty where it is downloaded by name."""
+    files = [] if model.weights is None else [Path(model.weights)]
+    folder = local_folder(model.id or "")
+    if folder is not None:
+        files += sorted(path for path in folder.iterdir() if path.suffix != ".md")
+    return files
+
+
+@lru_cache
+def known_models(library: str) -> frozenset[str]:
+    """Model names that `timm` or `open_clip` knows, found without importing it (nor torch).
+
+    Empty where the library is not installed; loading the model then says what is missing.
+    """
+    spec = find_spec(library)
+    if spec is None or spec.origin is None:
+        return frozenset()
+    package = Path(spec.origin).parent
+    if library == "open_clip":
+        return frozenset(path.stem for path in (package / "model_configs").glob("*.json"))
+    pattern = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
+    sources = (path.read_text("utf-8") for path in (package / "models").glob("*.py"))
+    return frozenset(name for text in sources for name in pattern.findall(text))
+
+
+# Reading and substitution
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path} must hold keys and values, as config/demo.yaml does")
+    return content
+
+
+def _read_concepts(path: str, problems: list[str]) -> Any:
+    try:
+        return _read_yaml(Path(path))
+    except ConfigError as error:
+        problems.append(f"concepts: {error}")
+        return {}
+
+
+def _substitute(source: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """`source` with every `${name}` replaced; a plain copy that may be changed."""
+    pattern = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+    known = {"project": str(Path(__file__).resolve().parents[1]), **os.environ}
+
+    def filled(value: Any, place: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: filled(item, f"{place}.{key}".strip(".")) for key, item in value.items()}
+        if isinstance(value, list):
+            return [filled(item, f"{place}.{i}") for i, item in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+
+        def replaced(match: re.Match[str]) -> str:
+            name, otherwise = match.groups()
+            if known.get(name) or otherwise is not None:
+                return known.get(name) or otherwise
+            valid = [*paths, "project"]
+            problems.append(
+                f"{place}: ${{{name}}} is neither an entry of paths nor an environment variable; "
+                + close_matches(name, valid)
+            )
+            return match.group(0)
+
+        return pattern.sub(replaced, value)
+
+    paths = source.get("paths") if isinstance(source.get("paths"), Mapping) else {}
+    for name, path in paths.items():
+        known[str(name)] = str(filled(path, f"paths.{name}"))
+    return filled(source, "")
+
+
+# Wording of the schema's complaints
+
+
+def _steps(location: tuple[int | str, ...]) -> Iterator[tuple[str | None, Any]]:
+    """Steps of a pydantic location: the word to show (or none) and the type found there."""
+    kind: Any = RunConfig
+    for step in location:
+        kind = _without_none(kind)
+        origin = get_origin(kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = kind.model_fields.get(str(step))
+            kind = field.annotation if field else None
+            if field and field.discriminator:
+                kind = Annotated[kind, field]
+            yield str(step), kind
+        elif origin is dict:
+            kind = get_args(kind)[1]
+            yield (None if step == "[key]" else str(step)), kind
+        elif origin in (Union, UnionType):  # the tag of a union: no key of the file
+            kind = next((k for k in get_args(kind) if _tag(k) == step), None)
+            yield None, kind
+        elif origin is list:
+            kind = get_args(kind)[0]
+            yield str(step), kind
+        else:
+            yield str(step), None
+
+
+def _without_none(kind: Any) -> Any:
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) in (Union, UnionType):
+        rest = [option for option in get_args(kind) if option is not type(None)]
+        return _without_none(rest[0]) if len(rest) == 1 else kind
+    return kind
+
+
+def _tag(kind: Any) -> str | None:
+    field = getattr(kind, "model_fields", {}).get("source")
+    return get_args(field.annotation)[0] if field else getattr(kind, "__name__", None)
+
+
+def _worded(details: Any) -> str:
+    """One complaint of pydantic as `place: what is wrong; what would be valid`."""
+    steps = list(_steps(details["loc"]))
+    place = ".".join(word for word, _ in steps if word is not None) or "the file"
+    given = details.get("input")
+    if details["type"] == "extra_forbidden":
+        kinds: list[Any] = [RunConfig, *(kind for _, kind in steps[:-1])]
+        parent = _without_none(kinds[-1])
+        return f"{place}: unknown key; {close_matches(steps[-1][0] or '', parent.model_fields)}"
+    if details["type"] == "missing":
+        return f"{place}: is missing"
+    if details["type"] in ("literal_error", "union_tag_invalid"):
+        context = details["ctx"]
+        valid = re.findall(r"'([^']*)'", context.get("expected") or context.get("expected_tags"))
+        given = context.get("tag", given)
+        return f"{place}: {given!r} is not valid; {close_matches(str(given), valid)}"
+    if details["type"] == "string_pattern_mismatch":
+        return f"{place}: {given!r} is not valid; use letters, digits, _ and -"
+    return f"{place}: {details['msg']} (given: {given!r})"
+
+
+# Checks beyond the schema; on the raw content, so that they run whatever else is wrong
+
+
+def _at(raw: Any, *keys: str) -> Any:
+    for key in keys:
+        raw = raw.get(key) if isinstance(raw, Mapping) else None
+    return raw
+
+
+def _keys(raw: Any, key: str) -> list[str]:
+    section = _at(raw, key)
+    return [str(name) for name in section] if isinstance(section, Mapping) else []
+
+
+def _name_problems(raw: Mapping[str, Any]) -> list[str]:
+    """Names of data sets that are used but not declared, or used but not dumped."""
+    declared = _keys(raw, "datasets")
+    dumped = _at(raw, "contributions", "datasets")
+    dumped = [str(name) for name in dumped] if isinstance(dumped, list) else []
+    problems = [
+        f"contributions.datasets: {name!r} is not in datasets; {close_matches(name, declared)}"
+        for name in dumped
+        if name not in declared
+    ]
+    needs_dump = ["maps", "scores"] + [f"applications.{key}" for key in Applications.model_fields]
+    for place in needs_dump:
+        name = _at(raw, *place.split("."), "dataset")
+        if not isinstance(name, str):
+            continue
+        if name not in declared:
+            problems.append(
+                f"{place}.dataset: {name!r} is not in datasets; {close_matches(name, declared)}"
+            )
+        elif name not in dumped and place.rpartition(".")[2] not in ("heatmaps", "segmentation"):
+            problems.append(
+                f"{place}.dataset: {name!r} is not dumped; add it to contributions.datasets"
+            )
+    if "reference" in _keys(raw, "models"):
+        problems.append("models.reference: this name is kept for the reference; choose another")
+    return problems
+
+
+def _model_problems(raw: Mapping[str, Any]) -> list[str]:
+    """Model ids that no library knows, and references that do not fit what is asked of them."""
+    ids = {f"models.{name}.id": _at(raw, "models", name, "id") for name in _keys(raw, "models")}
+    reference = _at(raw, "reference")
+    problems = []
+    if isinstance(reference, Mapping):
+        has_id, has_texts = reference.get("id") is not None, reference.get("texts") is not None
+        if has_id == has_texts:
+            problems.append("reference: give either id (a CLIP model) or texts, not both or none")
+        if has_id and not str(reference["id"]).startswith("open_clip:"):
+            problems.append(f"reference.id: {reference['id']!r} is no open_clip: id, so no CLIP")
+        if has_texts and _at(raw, "maps", "target") in (None, "image") and raw.get("maps"):
+            problems.append(
+                "maps.target: 'image' needs the reference's image tower (reference.id); "
+                "with reference.texts use label_text"
+            )
+        ids["reference.id"] = reference.get("id")
+    for place, model_id in ids.items():
+        if isinstance(model_id, str):
+            problems += [f"{place}: {problem}" for problem in _id_problems(model_id)]
+    mapped = [p for p, i in ids.items() if isinstance(i, str) and not is_clip(i)]
+    if reference is None and (raw.get("maps") or raw.get("scores")) and mapped:
+        problems.append(f"reference: is missing, but {mapped[0]} is no CLIP and must be mapped")
+    return problems
+
+
+def _id_problems(model_id: str) -> list[str]:
+    library, colon, rest = model_id.partition(":")
+    if not colon or library not in ("timm", "open_clip") or not rest:
+        return [
+            f"{model_id!r} is not a model id; valid: timm:NAME, open_clip:NAME/TAG, "
+            "timm:local-dir:FOLDER, open_clip:local-dir:FOLDER"
+        ]
+    if rest.startswith(("local-dir:", "hf-hub:", "hf_hub:")):
+        return []
+    name = rest.partition("." if library == "timm" else "/")[0]
+    known = known_models(library)
+    if known and name not in known:
+        return [f"{library} has no model {name!r}; {close_matches(name, known)}"]
+    return []
+
+
+def _value_problems(raw: Mapping[str, Any]) -> list[str]:
+    """Values that are fine one by one and not together."""
+    problems = []
+    for name in _keys(raw, "datasets"):
+        split = _at(raw, "datasets", name, "split")
+        if isinstance(split, Mapping):
+            shares = [split.get(key, 0.0) for key in SplitShares.model_fields]
+            if all(isinstance(s, int | float) for s in shares) and abs(sum(shares) - 1.0) > 1e-6:
+                problems.append(
+                    f"datasets.{name}.split: the shares sum to {sum(shares):g}; they must sum to 1"
+                )
+    size = _at(raw, "contributions", "shard_size")
+    if isinstance(size, int) and size > MAX_CHUNK_ROWS and chunk_rows(size) < MAX_CHUNK_ROWS // 4:
+        fitting = max(MAX_CHUNK_ROWS, round(size / MAX_CHUNK_ROWS) * MAX_CHUNK_ROWS)
+        problems.append(
+            f"contributions.shard_size: {size} has no divisor from {MAX_CHUNK_ROWS // 4} to "
+            f"{MAX_CHUNK_ROWS} to be the rows of a chunk; use for example {fitting}"
+        )
+    concepts = _at(raw, "concepts")
+    for feature, words in concepts.items() if isinstance(concepts, Mapping) else ():
+        if isinstance(words, list) and len(set(map(str, words))) < len(words):
+            problems.append(f"concepts.{feature}: a descriptor stands twice")
+    if raw.get("scores") and isinstance(concepts, Mapping) and not concepts:
+        problems.append("concepts: is empty, but scores are asked for")
+    return problems
+
+
+def _file_problems(raw: Mapping[str, Any]) -> list[str]:
+    """Files and folders that are named but absent, and columns that a table does not have."""
+    places = [("templates",), ("text_pool",), ("reference", "weights")]
+    places += [("reference", "texts", key) for key in ("embeddings", "names")]
+    for model in _keys(raw, "models"):
+        places.append(("models", model, "weights"))
+    for name in _keys(raw, "datasets"):
+        places += [("datasets", name, "path"), ("datasets", name, "class_names")]
+    named = {".".join(place): _at(raw, *place) for place in places}
+    for place in [f"models.{name}.id" for name in _keys(raw, "models")] + ["reference.id"]:
+        folder = local_folder(str(_at(raw, *place.split("."))))
+        named[place] = str(folder) if folder else None
+    problems = [
+        f"{place}: {path} does not exist"
+        for place, path in named.items()
+        if isinstance(path, str) and "${" not in path and not Path(path).exists()
+    ]
+    for name in _keys(raw, "datasets"):
+        problems += _column_problems(f"datasets.{name}", _at(raw, "datasets", name))
+    texts = _at(raw, "reference", "texts")
+    if isinstance(texts, Mapping) and isinstance(texts.get("column"), str):
+        path = Path(str(texts.get("names")))
+        problems += _missing_columns("reference.texts", path, {"column": texts["column"]})
+    return problems
+
+
+def _column_problems(place: str, dataset: Any) -> list[str]:
+    path = _at(dataset, "path")
+    if _at(dataset, "source") != "table" or not isinstance(path, str):
+        return []
+    wanted: dict[str, str] = {}
+    for key, column in (_at(dataset, "columns") or {}).items():
+        for part in column if isinstance(column, list) else [column]:
+            if isinstance(part, str):
+                wanted[f"columns.{key}" + (f".{part}" if isinstance(column, list) else "")] = part
+    factors = _at(dataset, "factors")
+    wanted |= {f"factors.{c}": str(c) for c in (factors if isinstance(factors, list) else [])}
+    values = _at(dataset, "values")
+    wanted |= {f"values.{c}": str(c) for c in (values if isinstance(values, Mapping) else {})}
+    return _missing_columns(place, Path(path), wanted)
+
+
+def _missing_columns(place: str, path: Path, wanted: Mapping[str, str]) -> list[str]:
+    if not path.is_file():
+        return []  # said already, as a missing path
+    try:
+        present = table_columns(path)
+    except ConfigError as error:
+        return [f"{place}.path: {error}"]
+    return [
+        f"{place}.{key}: {path} has no column {column!r}; {close_matches(column, present)}"
+        for key, column in wanted.items()
+        if column not in present
+    ]
+
+
+def table_columns(path: Path) -> list[str]:
+    """Names of the columns of a CSV or Parquet table.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither, or cannot be read.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return list(pq.read_schema(path).names)
+        if path.suffix in (".csv", ".tsv"):
+            with path.open(newline="", encoding="utf-8-sig") as lines:
+                return next(csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ","), [])
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"{path} cannot be read as a table: {error}") from error
+    raise ConfigError(f"{path} is no table; valid: .csv, .tsv, .parquet")
