@@ -1,0 +1,264 @@
+"""Linear classifiers on the representation `z`: the model's own head, CLIP zero-shot, a probe.
+
+All three are one matrix and one bias, so that the contributions of the components can be projected
+on the class directions once and every ablated sum is read from there. What is ablated, and how the
+accuracy changes, belongs in `ablation` and `spurious`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from pipeline_lib.errors import DataError, close_matches
+
+logger = logging.getLogger(__name__)
+
+#: The ways to get a classifier; `auto` takes the first of them that fits model and labels.
+KINDS = ("own", "zero_shot", "probe")
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    """Logits `z @ weight.T + bias` over named classes.
+
+    Attributes
+    ----------
+    kind
+        `own`, `zero_shot` or `probe`.
+    classes
+        Name of each row of `weight`; a name may occur twice where two classes of a published list
+        share it, and then either row counts as that class.
+    weight, bias
+        Class directions in the space of the representation, and their offsets.
+    """
+
+    kind: str
+    classes: tuple[str, ...]
+    weight: Float[np.ndarray, "k d"]
+    bias: Float[np.ndarray, " k"]
+
+    def __post_init__(self) -> None:
+        k = len(self.classes)
+        if self.weight.ndim != 2 or self.weight.shape[0] != k or self.bias.shape != (k,):
+            raise DataError(
+                f"a classifier of {k} classes needs weights [{k}, d] and {k} biases; got "
+                f"{list(self.weight.shape)} and {list(self.bias.shape)}"
+            )
+
+    @property
+    def codes(self) -> Int[np.ndarray, " k"]:
+        """Number of the class that each row stands for: equal where names are equal."""
+        return np.array([self.classes.index(name) for name in self.classes], dtype=np.int64)
+
+    def encode(self, labels: Sequence[str]) -> Int[np.ndarray, " n"]:
+        """Numbers (as in `codes`) of labels; a `DataError` names the labels that are no class."""
+        check_labels(labels, self.classes, self.kind)
+        number = dict(zip(self.classes, self.codes, strict=True))
+        return np.array([number[str(label)] for label in labels], dtype=np.int64)
+
+    def logits(self, representation: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+        """Class logits of whole representations."""
+        return representation @ self.weight.T + self.bias
+
+    def project(self, contributions: Float[np.ndarray, "n c d"]) -> Float[np.ndarray, "n c k"]:
+        """Share of each component in each class logit; with `bias`, they sum to `logits`."""
+        return contributions @ self.weight.T
+
+    def predict(self, logits: Float[np.ndarray, "*s k"]) -> Int[np.ndarray, "*s"]:
+        """Number (as in `codes`) of the class with the largest logit."""
+        return self.codes[np.argmax(logits, axis=-1)]
+
+    def accuracy(self, logits: Float[np.ndarray, "n k"], truth: Int[np.ndarray, " n"]) -> float:
+        """Share of images whose largest logit is the true class, 0 to 1."""
+        return float(np.mean(self.predict(logits) == truth))
+
+
+def check_labels(labels: Sequence[str], classes: Sequence[str], kind: str) -> None:
+    """Raise a `DataError` that names every label which is no class of the classifier."""
+    known = set(classes)
+    wrong = sorted({str(label) for label in labels} - known)
+    if wrong:
+        shown = "; ".join(f"{label!r} ({close_matches(label, known)})" for label in wrong[:5])
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise DataError(
+            f"{len(wrong)} labels of the data set are no class of the {kind} classifier "
+            f"({len(known)} classes): {shown}{more}. Mend the labels, or set "
+            "`classifier: probe`, which learns the data set's own labels."
+        )
+
+
+def own_classifier(
+    weight: Float[np.ndarray, "k d"],
+    bias: Float[np.ndarray, " k"] | None,
+    class_names: Sequence[str],
+    labels: Sequence[str],
+) -> LinearClassifier:
+    """The model's own linear head, restricted to the classes that occur among `labels`.
+
+    Parameters
+    ----------
+    weight, bias
+        Parameters of the head that maps `z` to logits; `bias` None where it has none.
+    class_names
+        Name of each logit.
+    labels
+        Labels of the data set (repeats allowed). The restriction makes the accuracy one over the
+        data set's classes: a head over shapes and colours is judged on shape by its shape logits.
+
+    Raises
+    ------
+    DataError
+        A label is not a class of the head.
+    """
+    check_labels(labels, class_names, "own")
+    wanted = {str(label) for label in labels}
+    rows = [row for row, name in enumerate(class_names) if name in wanted]
+    offsets = np.zeros(len(weight)) if bias is None else np.asarray(bias)
+    return LinearClassifier(
+        kind="own",
+        classes=tuple(class_names[row] for row in rows),
+        weight=np.asarray(weight, dtype=np.float32)[rows],
+        bias=offsets.astype(np.float32)[rows],
+    )
+
+
+def zero_shot_classifier(
+    embeddings: Float[np.ndarray, "k d"], classes: Sequence[str], labels: Sequence[str]
+) -> LinearClassifier:
+    """CLIP zero-shot: one text embedding per class, restricted to the classes among `labels`.
+
+    Parameters
+    ----------
+    embeddings
+        Unit text embeddings of the classes in the space of the CLIP model's `z`. The largest inner
+        product is the largest cosine, as every class vector has length 1.
+    classes, labels
+        Name of each row; labels of the data set.
+    """
+    check_labels(labels, classes, "zero_shot")
+    wanted = {str(label) for label in labels}
+    rows = [row for row, name in enumerate(classes) if name in wanted]
+    weight = np.asarray(embeddings, dtype=np.float32)[rows]
+    return LinearClassifier(
+        kind="zero_shot",
+        classes=tuple(classes[row] for row in rows),
+        weight=weight / np.linalg.norm(weight, axis=1, keepdims=True),
+        bias=np.zeros(len(rows), dtype=np.float32),
+    )
+
+
+def fit_probe(
+    representation: Float[np.ndarray, "n d"],
+    labels: Sequence[str],
+    *,
+    strength: float = 1.0,
+    max_iter: int = 2000,
+) -> LinearClassifier:
+    """Logistic regression on the representation, as one linear classifier on raw `z`.
+
+    Parameters
+    ----------
+    representation
+        `z` of the images to learn from; standardised per dimension for the fit, with the
+        standardisation folded into weight and bias afterwards.
+    labels
+        Class of each image.
+    strength
+        Inverse of the L2 penalty (scikit-learn's `C`).
+
+    Raises
+    ------
+    DataError
+        Fewer than two classes, or not finite values in the representation.
+    """
+    names = sorted({str(label) for label in labels})
+    if len(names) < 2:
+        raise DataError(
+            f"a probe needs at least two classes in its reference split; got {names}. "
+            "Choose another `reference_split` or another label column."
+        )
+    if not np.isfinite(representation).all():
+        raise DataError("the representations to fit a probe on hold NaN or infinite values")
+    data = np.asarray(representation, dtype=np.float64)
+    centre, spread = data.mean(axis=0), data.std(axis=0)
+    spread = np.where(spread > 1e-12, spread, 1.0)
+    model = _fit_logistic((data - centre) / spread, [str(v) for v in labels], strength, max_iter)
+    weight, bias = _both_classes(model) / spread, _both_offsets(model)
+    return LinearClassifier(
+        kind="probe",
+        classes=tuple(str(name) for name in model.classes_),
+        weight=weight.astype(np.float32),
+        bias=(bias - weight @ centre).astype(np.float32),
+    )
+
+
+def choose_kind(
+    asked: str,
+    labels: Sequence[str],
+    class_names: Sequence[str] | None,
+    is_clip: bool,
+) -> str:
+    """`own`, `zero_shot` or `probe`: what `asked` comes to for this model and these labels.
+
+    Parameters
+    ----------
+    asked
+        `own`, `zero_shot`, `probe`, or `auto`: own where the model has a head that covers the
+        labels, zero-shot for CLIP models, else a probe.
+    labels
+        Labels of the data set.
+    class_names
+        Names of the own head's logits, None where the model has no head.
+    is_clip
+        Whether the representation lies in a CLIP space.
+
+    Raises
+    ------
+    DataError
+        The kind asked for does not exist for this model.
+    """
+    if asked == "auto":
+        if class_names is not None and {str(label) for label in labels} <= set(class_names):
+            return "own"
+        return "zero_shot" if is_clip else "probe"
+    if asked not in KINDS:
+        raise DataError(
+            f"unknown classifier {asked!r}; {close_matches(asked, (*KINDS, 'auto'))} "
+            f"(valid: auto, {', '.join(KINDS)})"
+        )
+    if asked == "own" and class_names is None:
+        raise DataError("the model has no classifier of its own; set `classifier: probe` or `auto`")
+    if asked == "zero_shot" and not is_clip:
+        raise DataError("zero_shot needs a CLIP model; set `classifier: probe` or `auto`")
+    return asked
+
+
+def _fit_logistic(
+    data: Float[np.ndarray, "n d"], labels: list[str], strength: float, max_iter: int
+) -> LogisticRegression:
+    model = LogisticRegression(C=strength, max_iter=max_iter)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(data, labels)
+    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+        logger.warning("the probe stopped at %d iterations before it converged", max_iter)
+    return model
+
+
+def _both_classes(model: LogisticRegression) -> Float[np.ndarray, "k d"]:
+    """One row per class, also for two classes, where scikit-learn keeps one."""
+    coefficients = np.asarray(model.coef_)
+    return np.vstack([-coefficients, coefficients]) / 2 if len(coefficients) == 1 else coefficients
+
+
+def _both_offsets(model: LogisticRegression) -> Float[np.ndarray, " k"]:
+    offsets = np.asarray(model.intercept_)
+    return np.concatenate([-offsets, offsets]) / 2 if len(offsets) == 1 else offsets

@@ -1,0 +1,18 @@
+"""Fixtures of the applications' tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from planted import ArrayDump, planted_dump
+
+
+@pytest.fixture
+def dump() -> ArrayDump:
+    """Dump in which one component each carries shape, colour and scene."""
+    return planted_dump()

@@ -1,0 +1,120 @@
+"""Ablation curves: their ends, hand computations, planted carriers, bad splits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from planted import ArrayDump, planted_dump
+
+import pipeline_lib.ablation as ablation
+from pipeline_lib.ablation import (
+    ablation_curves,
+    group_by_layer,
+    images_of_split,
+    mean_ablate,
+    mean_contributions,
+)
+from pipeline_lib.classify import LinearClassifier, fit_probe
+from pipeline_lib.errors import DataError
+
+
+@pytest.fixture
+def probe(dump: ArrayDump) -> LinearClassifier:
+    train = images_of_split(dump.manifest, "train", ["shape"])
+    return fit_probe(dump.representation(train), dump.manifest["shape"].to_numpy()[train])
+
+
+def curves(dump: ArrayDump, probe: LinearClassifier):
+    test = images_of_split(dump.manifest, "test", ["shape"])
+    train = images_of_split(dump.manifest, "train")
+    labels = dump.manifest["shape"].to_numpy()[test]
+    return ablation_curves(dump, probe, labels, test, train), test, train, labels
+
+
+def test_ends_are_the_full_model_and_a_constant(dump: ArrayDump, probe: LinearClassifier) -> None:
+    table, test, train, labels = curves(dump, probe)
+    truth = probe.encode(labels)
+    full = probe.accuracy(probe.logits(dump.representation(test)), truth)
+    constant = probe.predict(probe.logits(mean_contributions(dump, train).sum(axis=0)))
+    for curve in ("from_input", "from_output", "random"):
+        rows = table[table["curve"] == curve].sort_values("step")
+        assert rows["accuracy"].iloc[0] == full == 1.0
+        assert rows["accuracy"].iloc[-1] == np.mean(truth == constant)
+        assert rows["step"].tolist() == list(range(8))  # stem and bias, six layers
+    assert (table["n"] == len(test)).all()
+
+
+def test_every_step_equals_mean_ablation_done_the_long_way(
+    dump: ArrayDump, probe: LinearClassifier
+) -> None:
+    table, test, train, labels = curves(dump, probe)
+    truth, means = probe.encode(labels), mean_contributions(dump, train)
+    groups = group_by_layer(dump.components)
+
+    def slow(ablated: np.ndarray) -> float:
+        return probe.accuracy(probe.logits(mean_ablate(dump.values[test], means, ~ablated)), truth)
+
+    for curve, order in (("from_input", groups.member), ("from_output", groups.member[::-1])):
+        rows = table[table["curve"] == curve].set_index("step")["accuracy"]
+        for step in range(1, len(order) + 1):
+            assert rows[step] == slow(order[:step].any(axis=0))
+    for curve, kind in (("all_mlp", "mlp"), ("all_attention", "head")):
+        row = table[table["curve"] == curve].iloc[0]
+        assert row["accuracy"] == slow((dump.components["kind"] == kind).to_numpy())
+        assert row["step"] == (dump.components["kind"] == kind).sum()
+    single = table[table["curve"] == "single"].set_index("ablated")["accuracy"]
+    for row in dump.components.itertuples():
+        assert single[row.id] == slow((dump.components["component"] == row.component).to_numpy())
+
+
+def test_only_the_carrier_costs_accuracy(dump: ArrayDump, probe: LinearClassifier) -> None:
+    table, *_ = curves(dump, probe)
+    single = table[table["curve"] == "single"].set_index("ablated")["accuracy"]
+    assert single.idxmin() == "blocks.2.attn/head1"
+    assert single.min() < 0.6
+    assert single.drop("blocks.2.attn/head1").min() == 1.0
+
+
+def test_layers_are_named_from_the_input_with_the_bias_first(dump: ArrayDump) -> None:
+    groups = group_by_layer(dump.components)
+    assert groups.names[0] == "stem and bias"
+    assert groups.names[1] == "layer 0 (blocks.0.attn)"
+    assert groups.names[-1] == "layer 5 (blocks.2.mlp)"
+    assert (groups.member.sum(axis=0) == 1).all()
+
+
+def test_small_batches_give_the_same_and_bound_the_memory(
+    dump: ArrayDump, probe: LinearClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, *_ = curves(dump, probe)
+    dump.largest_batch = 0
+    monkeypatch.setattr(ablation.batches, "__defaults__", (7 * 4 * dump.values[0].size,))
+    pieces, *_ = curves(dump, probe)
+    assert dump.largest_batch == 7
+    assert whole.equals(pieces)
+
+
+def test_the_same_seed_gives_the_same_table(dump: ArrayDump, probe: LinearClassifier) -> None:
+    assert curves(dump, probe)[0].equals(curves(dump, probe)[0])
+
+
+def test_splits_that_are_not_there(dump: ArrayDump) -> None:
+    with pytest.raises(DataError, match=r"no image in split 'dev'; its splits are"):
+        images_of_split(dump.manifest, "dev")
+    with pytest.raises(DataError, match=r"no column 'colr'; did you mean colour"):
+        images_of_split(dump.manifest, "test", ["colr"])
+    dump.manifest["shape"] = None
+    with pytest.raises(DataError, match="no image of split 'test' has a value"):
+        images_of_split(dump.manifest, "test", ["shape"])
+
+
+def test_images_without_a_label_are_left_out() -> None:
+    dump = planted_dump(40)
+    dump.manifest.loc[0, "shape"] = None
+    within = images_of_split(dump.manifest, "test")
+    assert images_of_split(dump.manifest, "test", ["shape"]).tolist() == within[1:].tolist()
+
+
+def test_the_mean_of_no_image_is_refused(dump: ArrayDump) -> None:
+    with pytest.raises(DataError, match="reference split is empty"):
+        mean_contributions(dump, np.array([], dtype=int))
