@@ -67,8 +67,9 @@ class Array:
 
     name: str
     axes: tuple[str, ...]
-    dtype: str
+    dtype: str  # "config": as the configuration asks
     meaning: str
+    optional: bool = False  # whether a store may do without it
 
 
 _ARROW = {
@@ -342,6 +343,19 @@ _TABLES = (
 )
 
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
+
+#: Arrays of every kind of store, in the order in which a shard's are written.
+STORES: dict[str, tuple[Array, ...]] = {
+    "features": (
+        Array("image_embeddings", ("n", "e"), "float32", "unit vectors of the reference CLIP"),
+    ),
+    "contributions": (
+        Array("logits", ("n", "k"), "float32", "the model's own classifier", optional=True),
+        Array("representation", ("n", "d"), "float32", "pooled representation z"),
+        Array("error", ("n",), "float32", "norm of z minus the sum of components, over norm of z"),
+        Array("contributions", ("n", "c", "d"), "config", "direct contribution of each component"),
+    ),
+}
 
 
 def _schema_problems(table: Table, frame: pd.DataFrame) -> list[str]:

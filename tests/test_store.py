@@ -1,0 +1,266 @@
+"""Stores: whole shards, exact reading, damage named, nothing half-written."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+
+from pipeline_lib.artifacts import STORES, write_table
+from pipeline_lib.dumps import components_path, open_dump, open_features
+from pipeline_lib.errors import ArtifactError
+from pipeline_lib.store import Store, create_store, shard_object, write_shard
+
+SIZES = {"n": 23, "c": 11, "d": 6, "k": 3}
+SHARD = 10
+SHARDS = (0, 1, 2)
+
+
+def arrays(sizes: dict[str, int] = SIZES, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random arrays of a whole dump."""
+    rng = np.random.default_rng(seed)
+    return {
+        array.name: rng.normal(size=[sizes[axis] for axis in array.axes]).astype("float32")
+        for array in STORES["contributions"]
+    }
+
+
+def part(values: dict[str, np.ndarray], shard: int) -> dict[str, np.ndarray]:
+    return {name: array[shard * SHARD : (shard + 1) * SHARD] for name, array in values.items()}
+
+
+def make(path: Path, values: dict[str, np.ndarray], shards: tuple[int, ...] = SHARDS) -> None:
+    create_store(path, "contributions", SIZES, shard_size=SHARD)
+    for shard in shards:
+        write_shard(path, "contributions", shard, part(values, shard))
+
+
+def manifest(n: int, removed: tuple[int, ...] = ()) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "row": range(n),
+            "image_id": [f"{i}.png" for i in range(n)],
+            "path": [f"{i}.png" for i in range(n)],
+            "active": [i not in removed for i in range(n)],
+            "sha256": "0",
+            "width": 8,
+            "height": 8,
+            "shard": [i // SHARD for i in range(n)],
+            **dict.fromkeys(["split", "label", "group", "mask", "caption"]),
+        }
+    )
+
+
+def components(count: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "component": range(count),
+            "id": [f"c{i}" for i in range(count)],
+            "kind": "head",
+            **dict.fromkeys(["layer", "stage", "block", "head"], 0),
+            "module": "m",
+            "tokens": 1,
+        }
+    )
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """A disk that takes no file above `size` bytes."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "world.zarr"
+
+
+def test_what_is_written_is_read_exactly_in_any_order(store: Path) -> None:
+    values = arrays()
+    make(store, values)
+    rows = np.array([22, 0, 9, 10, 10, 3])
+    opened = Store(store, "contributions")
+    for name, expected in values.items():
+        np.testing.assert_array_equal(opened.read(name, rows), expected[rows])
+    picked = opened.read("contributions", rows, [10, 0, 7])
+    np.testing.assert_array_equal(picked, values["contributions"][rows][:, [10, 0, 7]])
+    assert opened.read("error", np.zeros(0, dtype=int)).shape == (0,)
+
+
+def test_every_array_of_a_shard_is_one_file_where_it_is_said_to_be(store: Path) -> None:
+    make(store, arrays(), shards=(1,))
+    written = {str(path) for path in store.glob("*/c/**/*") if path.is_file()}
+    names = [array.name for array in STORES["contributions"]]
+    assert written == {shard_object(store, "contributions", name, 1) for name in names}
+
+
+def test_a_shard_without_any_value_is_a_file_too(store: Path) -> None:
+    empty = {name: np.full_like(array, np.nan) for name, array in arrays().items()}
+    make(store, empty, shards=(0,))
+    assert Path(shard_object(store, "contributions", "contributions", 0)).is_file()
+
+
+def test_parts_of_shards_are_refused(store: Path) -> None:
+    make(store, arrays(), shards=())
+    short = {name: array[:-1] for name, array in part(arrays(), 0).items()}
+    with pytest.raises(ArtifactError, match="must be whole"):
+        write_shard(store, "contributions", 0, short)
+    with pytest.raises(ArtifactError, match="no shard 3"):
+        write_shard(store, "contributions", 3, part(arrays(), 0))
+    with pytest.raises(ArtifactError, match="must have the arrays"):
+        write_shard(store, "contributions", 0, {"error": np.zeros(SHARD, dtype="float32")})
+
+
+def test_a_missing_shard_is_named_with_its_repair(store: Path) -> None:
+    values = arrays()
+    make(store, values, shards=(0, 2))
+    opened = Store(store, "contributions")
+    with pytest.raises(ArtifactError) as error:
+        opened.read("representation", np.array([5, 12]))
+    assert "representation/c/1/0 lacks 1 of the 2 rows" in str(error.value)
+    assert f"rm -f {shard_object(store, 'contributions', 'contributions', 1)}" in str(error.value)
+    np.testing.assert_array_equal(opened.read("error", np.array([5])), values["error"][[5]])
+
+
+@pytest.mark.parametrize("how", ["truncated", "one bit", "empty"])
+def test_damage_is_found_named_and_repaired_by_writing_again(store: Path, how: str) -> None:
+    values = arrays()
+    make(store, values)
+    victim = Path(shard_object(store, "contributions", "contributions", 1))
+    content = bytearray(victim.read_bytes())
+    if how == "one bit":
+        content[len(content) // 3] ^= 1
+    victim.write_bytes(bytes(content[: {"truncated": len(content) // 2, "empty": 0}.get(how)]))
+    with pytest.raises(ArtifactError, match="contributions/c/1/0/0 (is damaged|lacks)"):
+        Store(store, "contributions").read("contributions", np.arange(10, 20))
+    write_shard(store, "contributions", 1, part(values, 1))
+    read = Store(store, "contributions").read("contributions", np.arange(23))
+    np.testing.assert_array_equal(read, values["contributions"])
+
+
+def test_laying_out_again_keeps_what_was_written(store: Path) -> None:
+    values = arrays()
+    make(store, values)
+    objects = {path: path.stat().st_mtime_ns for path in store.glob("*/c/**/0")}
+    (store / "zarr.json").unlink()  # what Snakemake does before it runs a rule again
+    create_store(store, "contributions", {**SIZES, "n": 37}, shard_size=SHARD)
+    assert {path: path.stat().st_mtime_ns for path in objects} == objects
+    opened = Store(store, "contributions")
+    assert opened.rows == 37
+    read = opened.read("contributions", np.arange(23))
+    np.testing.assert_array_equal(read, values["contributions"])
+    with pytest.raises(ArtifactError, match="lacks 1 of"):
+        opened.read("contributions", np.array([23]))
+
+
+@pytest.mark.parametrize(
+    "change", [{"shard_size": 5}, {"dtype": "float16"}, {"sizes": {**SIZES, "c": 12}}]
+)
+def test_another_layout_replaces_only_the_arrays_that_no_longer_fit(
+    store: Path, change: dict
+) -> None:
+    make(store, arrays())
+    create_store(store, "contributions", **{"sizes": SIZES, "shard_size": SHARD, **change})
+    assert not list((store / "contributions").glob("c/*"))
+    kept = list((store / "error").glob("c/*"))
+    assert bool(kept) == ("shard_size" not in change)
+
+
+def test_an_optional_array_is_left_out_where_its_axis_is_not_named(store: Path) -> None:
+    sizes = {axis: size for axis, size in SIZES.items() if axis != "k"}
+    create_store(store, "contributions", sizes, shard_size=SHARD)
+    assert "logits" not in Store(store, "contributions").arrays
+
+
+def test_half_precision_is_read_back_as_float32(store: Path) -> None:
+    values = arrays()
+    create_store(store, "contributions", SIZES, shard_size=SHARD, dtype="float16")
+    write_shard(store, "contributions", 0, part(values, 0))
+    read = Store(store, "contributions").read("contributions", np.arange(SHARD))
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, values["contributions"][:SHARD].astype("float16"))
+
+
+def test_a_store_of_another_kind_or_layout_is_refused(store: Path) -> None:
+    with pytest.raises(ArtifactError, match="run snakemake"):
+        Store(store, "contributions")
+    make(store, arrays(), shards=())
+    with pytest.raises(ArtifactError, match="store of 'contributions'"):
+        Store(store, "features")
+    group = zarr.open_group(store)
+    del group["error"]
+    with pytest.raises(ArtifactError, match="'error' is missing"):
+        Store(store, "contributions")
+
+
+def test_a_full_disk_leaves_nothing_of_the_shard(store: Path) -> None:
+    big = {**SIZES, "d": 4000}
+    create_store(store, "contributions", big, shard_size=SHARD)
+    with file_size_limit(200_000), pytest.raises(ArtifactError, match="nothing of it was left"):
+        write_shard(store, "contributions", 0, part(arrays(big), 0))
+    assert [path for path in store.glob("*/c/**/*") if path.is_file()] == []
+
+
+@pytest.fixture
+def dump(store: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    values = arrays()
+    for array in values.values():
+        array[[4, 11]] = np.nan  # rows of images that left the data set
+    make(store, values)
+    write_table("manifest", manifest(23, removed=(4, 11)), store.parent / "images.parquet")
+    write_table("components", components(SIZES["c"]), components_path(store))
+    return store, values
+
+
+def test_a_dump_shows_active_images_only(dump: tuple[Path, dict[str, np.ndarray]]) -> None:
+    store, values = dump
+    opened = open_dump(store, store.parent / "images.parquet")
+    rows = np.setdiff1d(np.arange(23), [4, 11])
+    assert opened.n == 21 and opened.width == 6 and opened.has_logits
+    assert list(opened.manifest["row"]) == list(rows)
+    index = np.array([20, 4, 0])
+    np.testing.assert_array_equal(opened.contributions(index), values["contributions"][rows[index]])
+    np.testing.assert_array_equal(opened.logits(index), values["logits"][rows[index]])
+    seen = np.concatenate([opened.representation(batch) for batch in opened.batches(4)])
+    np.testing.assert_array_equal(seen, values["representation"][rows])
+    assert np.isfinite(opened.error(np.arange(21))).all()
+    with pytest.raises(IndexError, match="0 to 20"):
+        opened.error([21])
+
+
+def test_a_dump_that_does_not_belong_to_its_tables_is_refused(
+    dump: tuple[Path, dict[str, np.ndarray]],
+) -> None:
+    store, _ = dump
+    write_table("manifest", manifest(24), store.parent / "more.parquet")
+    with pytest.raises(ArtifactError, match="has 23 rows, but its manifest has 24"):
+        open_dump(store, store.parent / "more.parquet")
+    write_table("components", components(3), components_path(store))
+    with pytest.raises(ArtifactError, match="11 components, but their table has 3"):
+        open_dump(store, store.parent / "images.parquet")
+
+
+def test_features_are_read_by_position(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(12, 5)).astype("float32")
+    store = tmp_path / "world.zarr"
+    create_store(store, "features", {"n": 12, "e": 5}, shard_size=SHARD)
+    for shard in (0, 1):
+        rows = values[shard * SHARD : (shard + 1) * SHARD]
+        write_shard(store, "features", shard, {"image_embeddings": rows})
+    write_table("manifest", manifest(12), tmp_path / "images.parquet")
+    features = open_features(store, tmp_path / "images.parquet")
+    np.testing.assert_array_equal(features.embeddings([11, 3]), values[[11, 3]])
