@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Bool, Float, Int
 
 from pipeline_lib.ablation import ContributionSource, batches, mean_contributions
 from pipeline_lib.errors import DataError, close_matches
+from pipeline_lib.maps import Maps
 
 logger = logging.getLogger(__name__)
 
@@ -78,30 +80,6 @@ def random_sets(
     return np.array([np.sort(rng.choice(choice, size=count, replace=False)) for _ in range(draws)])
 
 
-def text_directions(
-    texts: Float[np.ndarray, "t e"], matrices: Float[np.ndarray, "c d e"] | None, components: int
-) -> Float[np.ndarray, "c d t"]:
-    """Texts pulled back through each component's map: `contribution · direction` is the score.
-
-    Parameters
-    ----------
-    texts
-        Unit text embeddings.
-    matrices
-        Map of each component to CLIP space; None for a CLIP model, whose map is the identity.
-    components
-        Number of components.
-    """
-    if matrices is None:
-        return np.broadcast_to(texts.T, (components, *texts.T.shape))
-    if len(matrices) != components:
-        raise DataError(
-            f"the maps are of {len(matrices)} components, the dump has {components}; "
-            "run snakemake again to fit maps to this dump"
-        )
-    return matrices @ texts.T
-
-
 def text_similarity(
     source: ContributionSource,
     index: Int[np.ndarray, " n"],
@@ -117,7 +95,7 @@ def text_similarity(
     index
         Images to search.
     directions
-        Texts pulled back through the maps, from `text_directions`.
+        Texts pulled back through the maps, from `Maps.directions`.
     member
         Which components are summed for each text, in each of `s` sets.
 
@@ -258,8 +236,7 @@ def by_text(
     source: ContributionSource,
     setting: SearchSetting,
     texts: pd.DataFrame,
-    matrices: Float[np.ndarray, "c d e"] | None,
-    offset: Float[np.ndarray, " e"] | None = None,
+    maps: Maps,
     clip: tuple[Float[np.ndarray, "n e2"], Float[np.ndarray, "t e2"]] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Precision of retrieval by text and its baselines, and the first images of some queries.
@@ -274,8 +251,8 @@ def by_text(
         Rows of table `text_features`: `feature`, `text`, `embedding`; features of `setting` only.
         A feature is judged where the manifest has a column of its name, text by text against the
         values of that column; texts that no image has are left out, which is logged.
-    matrices, offset
-        Maps to CLIP space and their shared bias; None for a CLIP model.
+    maps
+        Maps of the model's components to the CLIP space of the texts.
     clip
         The reference CLIP's embeddings of the images searched and of the same texts.
 
@@ -291,13 +268,14 @@ def by_text(
     """
     texts = texts[texts["feature"].isin(list(setting.sets))].reset_index(drop=True)
     relevant = _has_text(source.manifest.iloc[setting.index], texts)
-    directions = text_directions(_rows(texts["embedding"]), matrices, len(source.components))
+    vectors = _rows(texts["embedding"])
+    mapped = _mapped_representation(source, setting.index, maps)
+    directions = maps.directions(torch.from_numpy(vectors), len(source.components)).numpy()
     similar: dict[str, list[Float[np.ndarray, "t n"]]] = {}
     members = _text_members(texts, setting, len(source.components))
     found = text_similarity(source, setting.index, directions, members)
     similar["components"], similar["random"] = [found[0]], list(found[1:])
-    mapped = _mapped_representation(source, setting.index, matrices, offset)
-    similar["representation"] = [_rows(texts["embedding"]) @ unit_rows(mapped).T]
+    similar["representation"] = [vectors @ unit_rows(mapped).T]
     if clip is not None:
         similar["clip"] = [clip[1] @ unit_rows(clip[0]).T]
     metrics, examples = [], []
@@ -457,21 +435,14 @@ def _text_members(
 
 
 def _mapped_representation(
-    source: ContributionSource,
-    index: Int[np.ndarray, " n"],
-    matrices: Float[np.ndarray, "c d e"] | None,
-    offset: Float[np.ndarray, " e"] | None,
+    source: ContributionSource, index: Int[np.ndarray, " n"], maps: Maps
 ) -> Float[np.ndarray, "n e"]:
-    if matrices is None:
-        return source.representation(index)
-    count, width, _ = matrices.shape
-    flat = matrices.reshape(count * width, -1)
+    first = source.contributions(index[:1])
     pieces = [
-        source.contributions(batch).reshape(len(batch), -1) @ flat
-        for batch in batches(index, count, width)
+        maps.apply_total(torch.from_numpy(source.contributions(batch))).numpy()
+        for batch in batches(index, *first.shape[1:])
     ]
-    mapped = np.concatenate(pieces)
-    return mapped if offset is None else mapped + offset
+    return np.concatenate(pieces)
 
 
 def _cosine(

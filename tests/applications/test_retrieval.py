@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from planted import COLOURS, SCENES, SHAPES, ArrayDump, planted_scores, value_directions
+import torch
+from planted import COLOURS, SCENES, SHAPES, WIDTH, ArrayDump, planted_scores, value_directions
 
 import pipeline_lib.ablation as ablation
-from pipeline_lib.errors import DataError
+from pipeline_lib.errors import ArtifactError, DataError
+from pipeline_lib.maps import Maps, identity_maps
 from pipeline_lib.retrieval import (
     SearchSetting,
     by_image,
@@ -27,6 +29,7 @@ CARRIERS = {
     "colour": "blocks.1.attn/head0",
     "scene": "blocks.0.attn/head1",
 }
+CLIP = identity_maps(WIDTH)
 VALUES = {"shape": SHAPES, "colour": COLOURS, "scene": SCENES}
 
 
@@ -96,7 +99,7 @@ def test_image_similarity_by_hand_and_the_probe_finds_itself_first(dump: ArrayDu
 
 
 def test_carriers_find_their_property_by_text(dump: ArrayDump) -> None:
-    table, examples = by_text(dump, make_setting(dump), make_texts(), None)
+    table, examples = by_text(dump, make_setting(dump), make_texts(), CLIP)
     for feature, values in VALUES.items():
         of = {"feature": feature, "k": 5, "query": "text"}
         assert precision(table, method="components", **of) == 1.0
@@ -148,7 +151,7 @@ def test_clip_is_a_baseline_of_its_own_space(dump: ArrayDump) -> None:
         codes[[int(np.flatnonzero(texts["text"] == v)[0]) for v in manifest[name]]]
         for name in VALUES
     )
-    table, _ = by_text(dump, setting, texts, None, clip=(images, codes))
+    table, _ = by_text(dump, setting, texts, CLIP, clip=(images, codes))
     assert set(table[table["method"] == "clip"]["precision"]) == {1.0}
 
 
@@ -158,7 +161,7 @@ def test_texts_without_an_image_are_not_judged(
     texts = make_texts()
     texts.loc[texts["text"] == "red", "text"] = "mauve"
     with caplog.at_level("WARNING"):
-        table, examples = by_text(dump, make_setting(dump), texts, None)
+        table, examples = by_text(dump, make_setting(dump), texts, CLIP)
     assert "no image has colour = mauve" in caplog.text
     colour = table[(table["feature"] == "colour") & (table["method"] == "components")]
     assert set(colour["queries"]) == {len(COLOURS) - 1}
@@ -167,7 +170,7 @@ def test_texts_without_an_image_are_not_judged(
 
 def test_a_feature_without_a_column_is_shown_but_not_judged(dump: ArrayDump) -> None:
     dump.manifest = dump.manifest.drop(columns="scene")
-    table, examples = by_text(dump, make_setting(dump), make_texts(), None)
+    table, examples = by_text(dump, make_setting(dump), make_texts(), CLIP)
     assert "scene" not in set(table["feature"])
     assert examples[examples["feature"] == "scene"]["correct"].isna().all()
 
@@ -175,13 +178,15 @@ def test_a_feature_without_a_column_is_shown_but_not_judged(dump: ArrayDump) -> 
 def test_batches_do_not_change_the_result(dump: ArrayDump, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = make_setting(dump)
     probes = np.arange(5)
-    whole = by_image(dump, setting, probes, list(VALUES))[0], by_text(
-        dump, setting, make_texts(), None
-    )[0]
+    whole = (
+        by_image(dump, setting, probes, list(VALUES))[0],
+        by_text(dump, setting, make_texts(), CLIP)[0],
+    )
     monkeypatch.setattr(ablation.batches, "__defaults__", (1,))
-    pieces = by_image(dump, setting, probes, list(VALUES))[0], by_text(
-        dump, setting, make_texts(), None
-    )[0]
+    pieces = (
+        by_image(dump, setting, probes, list(VALUES))[0],
+        by_text(dump, setting, make_texts(), CLIP)[0],
+    )
     for one, other in zip(whole, pieces, strict=True):
         pd.testing.assert_frame_equal(one, other)
 
@@ -226,6 +231,8 @@ def test_unknown_properties_and_too_few_images(dump: ArrayDump) -> None:
 
 
 def test_maps_of_another_model_are_refused(dump: ArrayDump) -> None:
-    matrices = np.zeros((3, dump.values.shape[2], 24), dtype=np.float32)
-    with pytest.raises(DataError, match="maps are of 3 components, the dump has 11"):
-        by_text(dump, make_setting(dump), make_texts(), matrices)
+    maps = Maps("ridge", torch.zeros(3, WIDTH, WIDTH), torch.zeros(WIDTH))
+    with pytest.raises(
+        ArtifactError, match=r"maps of shape \(3, .* not fit .* 11 components"
+    ):
+        by_text(dump, make_setting(dump), make_texts(), maps)

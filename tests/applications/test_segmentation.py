@@ -1,0 +1,107 @@
+"""Segmentation metrics against scikit-learn and by hand; order of images; masks that do not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, jaccard_score
+
+from pipeline_lib.errors import DataError
+from pipeline_lib.segmentation import Counts, centre_prior, min_max, object_mask
+
+
+def pictures(n: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    result = []
+    for _ in range(n):
+        mask = np.zeros((12, 9), dtype=bool)
+        top, left = rng.integers(0, 6), rng.integers(0, 4)
+        mask[top : top + 5, left : left + 4] = True
+        result.append((mask + 1.2 * rng.normal(size=mask.shape), mask))
+    return result
+
+
+def counted(protocol: str, images: list[tuple[np.ndarray, np.ndarray]]) -> Counts:
+    counts = Counts(protocol)
+    for heat, mask in images:
+        counts.add(heat, mask)
+    return counts
+
+
+def test_metrics_equal_scikit_learn() -> None:
+    images = pictures()
+    found = np.concatenate([(heat > heat.mean()).ravel() for heat, _ in images])
+    truth = np.concatenate([mask.ravel() for _, mask in images])
+    both = counted("C", images).result()
+    assert both["pixel_accuracy"] == pytest.approx((found == truth).mean())
+    assert both["iou_object"] == pytest.approx(jaccard_score(truth, found))
+    assert both["iou_background"] == pytest.approx(jaccard_score(~truth, ~found))
+    assert both["miou"] == pytest.approx(jaccard_score(truth, found, average="macro"))
+    one = counted("V", images).result()
+    assert one["iou_object"] == both["iou_object"]
+    assert one["iou_background"] is None and one["miou"] is None
+    singles = [average_precision_score(mask.ravel(), heat.ravel()) for heat, mask in images]
+    assert one["map"] == pytest.approx(np.mean(singles))
+
+
+def test_average_precision_of_c_pools_the_two_channels_of_an_image() -> None:
+    heat = np.array([[0.0, 1.0, 0.25]])
+    mask = np.array([[False, True, True]])
+    # Scores with their truth: background 1-heat: (1,T) (0,F) (.75,F); object: (0,F) (1,T) (.25,T).
+    # Descending: two true at 1, false at .75, true at .25, two false at 0.
+    expected = 2 / 3 * 1.0 + 1 / 3 * (3 / 4)
+    counts = Counts("C")
+    counts.add(heat, mask)
+    assert counts.result()["map"] == pytest.approx(expected)
+
+
+def test_a_perfect_map_is_perfect_and_its_negative_is_not() -> None:
+    mask = pictures(1)[0][1]
+    counts = counted("C", [(mask.astype(float), mask)])
+    assert [counts.result()[k] for k in ("pixel_accuracy", "miou", "map")] == [1.0, 1.0, 1.0]
+    assert counted("C", [(-mask.astype(float), mask)]).result()["pixel_accuracy"] == 0.0
+
+
+def test_pixels_are_pooled_and_images_may_come_in_any_order() -> None:
+    images = pictures()
+    assert counted("C", images).result() == pytest.approx(counted("C", images[::-1]).result())
+    apart = np.mean([counted("V", [image]).result()["iou_object"] for image in images])
+    assert counted("V", images).result()["iou_object"] != pytest.approx(apart, abs=1e-6)
+
+
+def test_scale_and_offset_of_a_map_do_not_matter() -> None:
+    images = pictures()
+    moved = [(5 * heat - 40, mask) for heat, mask in images]
+    assert counted("C", images).result() == pytest.approx(counted("C", moved).result())
+
+
+def test_a_constant_map_finds_nothing() -> None:
+    mask = pictures(1)[0][1]
+    result = counted("C", [(np.full(mask.shape, 3.0), mask)]).result()
+    assert result["iou_object"] == 0.0
+    assert result["pixel_accuracy"] == pytest.approx(1 - mask.mean())
+    assert min_max(np.full((2, 2), 3.0)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_any_class_of_a_mask_is_object() -> None:
+    assert object_mask(np.array([[0, 1], [255, 17]], np.uint8)).tolist() == [[0, 1], [1, 1]]
+
+
+def test_the_centre_prior_peaks_in_the_middle_and_is_symmetric() -> None:
+    prior = centre_prior(5, 7)
+    assert np.unravel_index(prior.argmax(), prior.shape) == (2, 3)
+    np.testing.assert_allclose(prior, prior[::-1, ::-1])
+
+
+def test_masks_and_maps_that_do_not_fit() -> None:
+    counts = Counts("C")
+    with pytest.raises(DataError, match=r"heat map is 4×4 pixels and its mask 8×8"):
+        counts.add(np.ones((4, 4)), np.ones((8, 8), bool))
+    with pytest.raises(DataError, match="without any object pixel"):
+        counts.add(np.ones((4, 4)), np.zeros((4, 4), bool))
+    with pytest.raises(DataError, match="NaN"):
+        counts.add(np.array([[np.nan, 1.0]]), np.ones((1, 2), bool))
+    with pytest.raises(DataError, match="no image with a mask"):
+        counts.result()
+    with pytest.raises(DataError, match="unknown segmentation protocol 'C-crop'"):
+        Counts("C-crop")
