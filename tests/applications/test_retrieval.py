@@ -232,7 +232,5 @@ def test_unknown_properties_and_too_few_images(dump: ArrayDump) -> None:
 
 def test_maps_of_another_model_are_refused(dump: ArrayDump) -> None:
     maps = Maps("ridge", torch.zeros(3, WIDTH, WIDTH), torch.zeros(WIDTH))
-    with pytest.raises(
-        ArtifactError, match=r"maps of shape \(3, .* not fit .* 11 components"
-    ):
+    with pytest.raises(ArtifactError, match=r"maps of shape \(3, .* not fit .* 11 components"):
         by_text(dump, make_setting(dump), make_texts(), maps)

@@ -1,0 +1,147 @@
+"""Token heat maps: where in the picture a direction comes from, drawn and measured.
+
+A map holds, for every token of the patch grid, the sum of what the chosen components take from that
+token along a direction (a class of a linear classifier, or a text). Maps are signed: zero is
+neutral. Thresholding them into segments belongs in `segmentation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from matplotlib import pyplot as plt
+from matplotlib.colors import TwoSlopeNorm
+from PIL import Image
+
+from pipeline_lib.artifacts import atomic_path
+from pipeline_lib.classify import LinearClassifier, check_labels
+from pipeline_lib.errors import DataError
+
+#: Diverging palette that colour-blind readers can tell apart: blue below zero, red above.
+PALETTE = "RdBu_r"
+
+#: Percentile of the absolute values of all maps shown together that ends the colour bar.
+SCALE_PERCENTILE = 99.5
+
+
+def class_directions(
+    classifier: LinearClassifier, classes: Sequence[str]
+) -> Float[np.ndarray, "k d"]:
+    """Direction of each class: its weights less the mean over classes.
+
+    The mean is what raises all logits alike and says nothing for one class against the others.
+
+    Raises
+    ------
+    DataError
+        A class is not one of the classifier's.
+    """
+    check_labels(classes, classifier.classes, classifier.kind)
+    centred = classifier.weight - classifier.weight.mean(axis=0)
+    return centred[[classifier.classes.index(str(name)) for name in classes]]
+
+
+def upsample(
+    maps: Float[np.ndarray, "n gh gw"], size: tuple[int, int]
+) -> Float[np.ndarray, "n h w"]:
+    """Maps on the patch grid brought to `size` (height, width) by bilinear interpolation."""
+    grid = torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float32))[:, None]
+    larger = torch.nn.functional.interpolate(grid, size, mode="bilinear", align_corners=False)
+    return larger[:, 0].numpy()
+
+
+def mass_in_mask(
+    heat: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]
+) -> tuple[float | None, float]:
+    """Share of the positive part of a map inside a mask, and the mask's share of the area.
+
+    A map that knows nothing of the object has a mass equal to the area; the mass is None where the
+    map is nowhere positive.
+
+    Raises
+    ------
+    DataError
+        The sizes differ.
+    """
+    if heat.shape != mask.shape:
+        raise DataError(
+            f"the heat map is {heat.shape[0]}×{heat.shape[1]} pixels and its mask "
+            f"{mask.shape[0]}×{mask.shape[1]}; both must have the size of the model's input"
+        )
+    positive = np.clip(heat, 0.0, None)
+    total = float(positive.sum())
+    mass = float(positive[mask].sum()) / total if total > 0 else None
+    return mass, float(mask.mean())
+
+
+def common_scale(maps: Float[np.ndarray, "n h w"]) -> float:
+    """Value at the ends of the colour bar, the same for all maps that are shown together."""
+    scale = float(np.percentile(np.abs(maps), SCALE_PERCENTILE))
+    return scale if scale > 0 else 1.0
+
+
+def draw_overlay(
+    image: UInt8[np.ndarray, "h w 3"],
+    heats: Sequence[tuple[str, Float[np.ndarray, "h w"]]],
+    scale: float,
+    path: str | Path,
+    *,
+    title: str = "picture",
+    mask: Bool[np.ndarray, "h w"] | None = None,
+    unit: str = "contribution",
+) -> None:
+    """PNG with the picture as the model sees it, and each map over it with a colour bar.
+
+    Parameters
+    ----------
+    image
+        The model's crop of the picture.
+    heats
+        Title and map of each overlay.
+    scale
+        Value at the ends of the colour bar, from `common_scale`.
+    path
+        PNG to write; it appears complete or not at all.
+    title
+        Title of the picture.
+    mask
+        Object, drawn as an outline.
+    unit
+        Label of the colour bar.
+    """
+    count = len(heats) + 1
+    height, width = image.shape[:2]
+    size = (2.4 * count * width / height + 0.8, 2.75)
+    figure, grid = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False)
+    axes = grid[0]
+    norm = TwoSlopeNorm(0.0, -scale, scale)
+    axes[0].imshow(image)
+    axes[0].set_title(title, fontsize=9)
+    grey = np.asarray(Image.fromarray(image).convert("L"))
+    for axis, (name, heat) in zip(axes[1:], heats, strict=True):
+        axis.imshow(grey, cmap="gray", vmin=-60, vmax=315)
+        strength = np.clip(np.abs(heat) / scale, 0.0, 1.0)
+        axis.imshow(heat, cmap=PALETTE, norm=norm, alpha=0.15 + 0.7 * strength)
+        if mask is not None and mask.any() and not mask.all():
+            axis.contour(mask, levels=[0.5], colors="black", linewidths=0.8)
+        axis.set_title(name, fontsize=9)
+    for axis in axes:
+        axis.set_axis_off()
+    bar = figure.colorbar(
+        plt.cm.ScalarMappable(norm=norm, cmap=PALETTE), ax=list(axes), fraction=0.04, pad=0.02
+    )
+    bar.set_label(unit, fontsize=8)
+    bar.set_ticks([-scale, 0.0, scale], labels=[f"{-scale:.2g}", "0", f"{scale:.2g}"], fontsize=8)
+    try:
+        with atomic_path(path) as beside:
+            figure.savefig(beside, format="png", dpi=110)
+    finally:
+        plt.close(figure)
