@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from pipeline_lib.errors import DataError, close_matches
-from pipeline_lib.world.factors import FACTORS, check_factors
+from pipeline_lib.world.factors import CLASSES, FACTORS, PLACES, check_factors, class_of, place_of
 
 IN_SCENE: Mapping[str, str] = {
     "ocean": "on the ocean",
@@ -27,6 +27,18 @@ AT_POSITION: Mapping[str, str] = {
     "centre": "in the centre",
 }
 PLURALS: Mapping[str, str] = {"cross": "crosses"}
+#: What else a scene shows, and the class of a shape: words beside the names of the values.
+DETAILS: Mapping[str, str] = {
+    "ocean": "waves",
+    "lake": "hills",
+    "river": "banks",
+    "swamp": "reeds",
+    "forest": "trees",
+    "desert": "sand",
+    "meadow": "flowers",
+    "city": "buildings",
+}
+PLACE_WORDS: Mapping[str, str] = {"water": "a place with water", "land": "a place on land"}
 OPENINGS = ("a photo of", "a picture of", "an image of")
 
 
@@ -77,7 +89,8 @@ def _value_words() -> Iterator[str]:
     for values in FACTORS.values():
         yield from values
     yield from (PLURALS.get(shape, f"{shape}s") for shape in FACTORS["shape"])
-    yield from ("an", "objects", "object")
+    yield from DETAILS.values()
+    yield from (*PLACES, *CLASSES, "an", "objects", "object")
 
 
 def _noun(f: Mapping[str, str]) -> str:
@@ -155,6 +168,19 @@ def _sized(f: Mapping[str, str], opening: str) -> str:
     return f"{opening} {_counted(f, f['size'], _things(f))}"
 
 
+def _detail(f: Mapping[str, str], opening: str) -> str:
+    return f"{opening} {DETAILS[f['scene']]}"
+
+
+def _place(f: Mapping[str, str], opening: str) -> str:
+    return f"{opening} {PLACE_WORDS[place_of(f['scene'])]}"
+
+
+def _kind(f: Mapping[str, str], opening: str) -> str:
+    kind = class_of(f["shape"])
+    return f"{opening} {_article(kind)} {kind} object"
+
+
 FULL_WORDINGS = ("all-flowing", "all-scene-first", "all-listed")
 WORDINGS: Mapping[str, Callable[[Mapping[str, str], str], str]] = {
     "all-flowing": _all_flowing,
@@ -170,6 +196,9 @@ WORDINGS: Mapping[str, Callable[[Mapping[str, str], str], str]] = {
     "scene": _scene,
     "layout": _layout,
     "sized": _sized,
+    "detail": _detail,
+    "place": _place,
+    "kind": _kind,
 }
 PARTIAL_WORDINGS = tuple(name for name in WORDINGS if name not in FULL_WORDINGS)
 

@@ -26,8 +26,8 @@ COLOURS: Mapping[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 DARK_OUTLINE, LIGHT_OUTLINE = (16, 16, 20), (250, 250, 250)
 LIGHT_OUTLINED = ("red", "blue", "purple", "black", "green")
 
-RADIUS = {"small": 14.0, "medium": 19.0, "large": 25.0}  # pixels of a 96-pixel image
-SHRINK = {"one": 1.0, "two": 0.8, "three": 0.7}
+RADIUS = {"small": 17.0, "medium": 21.0, "large": 26.0}  # pixels of a 96-pixel image
+SHRINK = {"one": 1.0, "two": 0.82, "three": 0.72}
 OFFSET = {
     "left": (-1, 0),
     "right": (1, 0),

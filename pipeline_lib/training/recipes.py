@@ -1,0 +1,156 @@
+"""One declared recipe for each demo model: its architecture, its data and its training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline_lib.errors import DataError, close_matches
+
+TRAIN_SEED, EVALUATION_SEED = 101, 202
+EVALUATION_IMAGES = 3000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all trainings share.
+
+    Attributes
+    ----------
+    name
+        Folder of the model in `resources/models`.
+    steps, batch
+        Optimiser steps, and images in each.
+    learning_rate
+        Peak of a one-cycle schedule: linear warm-up, cosine decay to zero.
+    weight_decay
+        Of matrices; biases, norms, tokens and positions have none.
+    seed
+        Of initial weights, order of images and augmentation.
+    images
+        Size of the pool of training images (`TRAIN_SEED`).
+    """
+
+    name: str
+    steps: int
+    batch: int
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+    images: int = 40_000
+
+
+@dataclass(frozen=True)
+class SupervisedRecipe(Recipe):
+    """A timm architecture trained to name the task factors.
+
+    Attributes
+    ----------
+    architecture, model_args
+        What `timm.create_model` takes.
+    """
+
+    architecture: str = ""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SelfDistillationRecipe(SupervisedRecipe):
+    """A timm architecture trained without labels, student against averaged teacher (DINO).
+
+    Attributes
+    ----------
+    prototypes
+        Outputs of the projection head.
+    local_crops
+        Small crops of each image beside the two large ones.
+    masked_patches
+        Share of patches hidden from the student in the patch loss of DINOv2; 0 for none.
+    koleo
+        Weight of the loss that spreads the representations (DINOv2); 0 for none.
+    """
+
+    prototypes: int = 1024
+    local_crops: int = 2
+    local_side: int = 48
+    masked_patches: float = 0.0
+    koleo: float = 0.0
+    momentum: float = 0.99
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.05
+
+
+@dataclass(frozen=True)
+class ContrastiveRecipe(Recipe):
+    """An open_clip model trained on pictures and captions.
+
+    Attributes
+    ----------
+    vision, text
+        `vision_cfg` and `text_cfg` of open_clip.
+    embed_dim
+        Width of the space that both towers share.
+    """
+
+    batch: int = 256
+    embed_dim: int = 64
+    vision: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _clip_vision(width: int, layers: int, head_width: int) -> dict[str, int]:
+    return {
+        "image_size": 96,
+        "patch_size": 12,
+        "width": width,
+        "layers": layers,
+        "head_width": head_width,
+    }
+
+
+def _clip_text(width: int, layers: int, heads: int) -> dict[str, int]:
+    return {"context_length": 32, "width": width, "layers": layers, "heads": heads}
+
+
+_VIT = {"img_size": 96, "patch_size": 12, "embed_dim": 128, "depth": 4, "num_heads": 4}
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        SupervisedRecipe(
+            name="deit",
+            architecture="deit_tiny_distilled_patch16_224",
+            model_args=_VIT,
+            steps=1200,
+            batch=128,
+        ),
+        ContrastiveRecipe(
+            name="clip-reference",
+            embed_dim=96,
+            vision=_clip_vision(width=128, layers=5, head_width=32),
+            text=_clip_text(width=96, layers=3, heads=4),
+            steps=800,
+        ),
+        ContrastiveRecipe(
+            name="clip-small",
+            embed_dim=64,
+            vision=_clip_vision(width=96, layers=4, head_width=24),
+            text=_clip_text(width=64, layers=2, heads=4),
+            steps=800,
+        ),
+    )
+}
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a demo model.
+
+    Raises
+    ------
+    DataError
+        If there is none of that name.
+    """
+    if name not in RECIPES:
+        raise DataError(f"no recipe {name!r}; {close_matches(name, RECIPES)}")
+    return RECIPES[name]
