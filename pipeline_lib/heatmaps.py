@@ -7,7 +7,7 @@ neutral. Thresholding them into segments belongs in `segmentation`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, UInt8
 from matplotlib import pyplot as plt
 from matplotlib.colors import TwoSlopeNorm
 from PIL import Image
+from torch import Tensor
 
 from pipeline_lib.artifacts import atomic_path
 from pipeline_lib.classify import LinearClassifier, check_labels
@@ -47,6 +48,52 @@ def class_directions(
     check_labels(classes, classifier.classes, classifier.kind)
     centred = classifier.weight - classifier.weight.mean(axis=0)
     return centred[[classifier.classes.index(str(name)) for name in classes]]
+
+
+def pixel_range(
+    preprocess: Callable[[Image.Image], Tensor], size: tuple[int, int]
+) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+    """What a model's preprocessing makes of black and of white, channel by channel.
+
+    Every pixel of a preprocessed picture lies between the two on a straight line, whatever mean and
+    standard deviation the model was trained with.
+    """
+    ends = [preprocess(Image.new("RGB", size, colour)) for colour in ("black", "white")]
+    low, high = (end.flatten(1).mean(dim=1)[:, None, None] for end in ends)
+    return low, high
+
+
+def seen_by_model(
+    images: Float[Tensor, "n 3 h w"], span: tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Preprocessed images back as pictures: the crop that the model sees, for drawing.
+
+    Parameters
+    ----------
+    images
+        What the model's preprocessing gave.
+    span
+        Black and white, from `pixel_range`.
+    """
+    low, high = span
+    shares = ((images - low) / (high - low)).clamp(0.0, 1.0)
+    return (shares * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def squash(
+    picture: Image.Image,
+    size: tuple[int, int],
+    span: tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]],
+) -> Float[Tensor, "3 h w"]:
+    """A whole picture squashed to the model's input size (height, width), nothing cut off.
+
+    The pixel scaling is the model's own (`span` from `pixel_range`).
+    """
+    height, width = size
+    resized = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    shares = torch.from_numpy(np.asarray(resized).astype(np.float32) / 255.0).permute(2, 0, 1)
+    low, high = span
+    return low + shares * (high - low)
 
 
 def upsample(

@@ -7,9 +7,11 @@ result does not depend on how the images are batched.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from pipeline_lib.errors import DataError, close_matches
@@ -24,6 +26,43 @@ PROTOCOLS: dict[str, str] = {
 def object_mask(mask: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Where a mask shows any object: values above 0 (0 or 255, or class number plus one)."""
     return np.asarray(mask) > 0
+
+
+def read_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
+    """A mask file as one channel of values, of the same size as its picture.
+
+    Parameters
+    ----------
+    path
+        Picture of one channel (grey or palette, whose numbers are kept), or of several, of which
+        the largest counts.
+    size
+        Width and height of the picture it belongs to.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, or has another size.
+    """
+    try:
+        with Image.open(path) as opened:
+            values = np.asarray(opened)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a mask: {error}") from error
+    if values.ndim == 3:
+        values = values[..., :3].max(axis=2)
+    height, width = values.shape
+    if (width, height) != size:
+        raise DataError(
+            f"{path} is {width}×{height} pixels, but its picture is {size[0]}×{size[1]}; "
+            "a mask must have the size of its picture"
+        )
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def squash_mask(mask: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """A whole mask squashed to `size` (height, width), as `heatmaps.squash` does with pictures."""
+    return np.asarray(mask.resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def min_max(heat: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:

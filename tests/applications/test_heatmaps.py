@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline_lib.classify import LinearClassifier
@@ -15,8 +16,43 @@ from pipeline_lib.heatmaps import (
     common_scale,
     draw_overlay,
     mass_in_mask,
+    pixel_range,
+    seen_by_model,
+    squash,
     upsample,
 )
+
+MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+
+def preprocess(picture: Image.Image) -> torch.Tensor:
+    """A usual preprocessing: shorter side to 20, centre crop of 16, mean and deviation."""
+    width, height = picture.size
+    scale = 20 / min(width, height)
+    picture = picture.resize((round(width * scale), round(height * scale)))
+    left, top = (picture.width - 16) // 2, (picture.height - 16) // 2
+    picture = picture.crop((left, top, left + 16, top + 16))
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    return (pixels - MEAN) / STD
+
+
+def test_the_picture_shown_is_the_crop_that_the_model_sees() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    span = pixel_range(preprocess, (20, 20))
+    shown = seen_by_model(preprocess(picture)[None], span)[0]
+    np.testing.assert_array_equal(shown, np.asarray(picture.crop((7, 2, 23, 18))))
+
+
+def test_squashing_cuts_nothing_off_and_scales_like_the_model() -> None:
+    pixels = np.zeros((10, 40, 3), np.uint8)
+    pixels[:, :10] = 255  # the left quarter, which a centre crop would lose
+    span = pixel_range(preprocess, (20, 20))
+    image = squash(Image.fromarray(pixels), (16, 16), span)
+    back = (image * STD + MEAN)[0]
+    assert image.shape == (3, 16, 16)
+    assert back[:, :3].min() > 0.95 and back[:, 6:].max() < 0.05
 
 
 def test_mass_counts_the_positive_part_alone() -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import average_precision_score, jaccard_score
 
 from pipeline_lib.errors import DataError
-from pipeline_lib.segmentation import Counts, centre_prior, min_max, object_mask
+from pipeline_lib.segmentation import (
+    Counts,
+    centre_prior,
+    min_max,
+    object_mask,
+    read_mask,
+    squash_mask,
+)
 
 
 def pictures(n: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -105,3 +115,31 @@ def test_masks_and_maps_that_do_not_fit() -> None:
         counts.result()
     with pytest.raises(DataError, match="unknown segmentation protocol 'C-crop'"):
         Counts("C-crop")
+
+
+def test_masks_are_read_as_numbers_whatever_their_mode(tmp_path: Path) -> None:
+    values = np.array([[0, 0, 3], [0, 17, 0]], np.uint8)
+    grey, palette, colour = (Image.fromarray(values) for _ in range(3))
+    palette = palette.convert("P")
+    palette.putpalette([7] * 768)
+    colour = Image.fromarray(np.stack([np.zeros_like(values), values, values], axis=2))
+    for name, picture in {"grey": grey, "palette": palette, "colour": colour}.items():
+        picture.save(tmp_path / f"{name}.png")
+        read = np.asarray(read_mask(tmp_path / f"{name}.png", (3, 2)))
+        np.testing.assert_array_equal(read, values)
+
+
+def test_a_squashed_mask_keeps_its_values_and_its_borders() -> None:
+    mask = Image.fromarray(np.repeat(np.array([[5, 0]], np.uint8), 50, axis=1))
+    squashed = squash_mask(mask, (4, 10))
+    assert squashed.shape == (4, 10)
+    assert (squashed[:, :5] == 5).all() and (squashed[:, 5:] == 0).all()
+
+
+def test_masks_that_do_not_belong_to_their_picture(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=r"mask.png is 6×4 pixels, but its picture is 4×6"):
+        read_mask(tmp_path / "mask.png", (4, 6))
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(DataError, match="cannot be read as a mask"):
+        read_mask(tmp_path / "text.png", (4, 6))
