@@ -111,6 +111,16 @@ _TABLES = (
         ),
     ),
     Table(
+        "shard",
+        "The rows of one shard, with what its dump depends on and nothing else.",
+        (
+            Column("row", "int64", "row in every store of this data set"),
+            Column("path", "string", "path of the file, relative to the data set's folder"),
+            Column("active", "bool", "false where the image has left the data set"),
+            Column("sha256", "string", "hash of the file's bytes"),
+        ),
+    ),
+    Table(
         "text_features",
         "Text embeddings of concepts, pools and class prompts.",
         (

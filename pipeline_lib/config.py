@@ -322,6 +322,16 @@ def space_of(config: RunConfig, model: str) -> str | None:
     return "reference" if config.reference is not None else None
 
 
+def image_root(config: RunConfig, dataset: str) -> Path:
+    """Folder that the paths of a data set's manifest are relative to."""
+    section = config.datasets[dataset]
+    if isinstance(section, FolderData):
+        return Path(section.path)
+    if isinstance(section, TableData):
+        return Path(section.path).parent
+    return config.folder / "world" / dataset
+
+
 def chunk_rows(shard_size: int) -> int:
     """Rows of an inner chunk: the largest divisor of the shard's rows up to `MAX_CHUNK_ROWS`.
 
@@ -425,6 +435,8 @@ def _steps(location: tuple[int | str, ...]) -> Iterator[tuple[str | None, Any]]:
     """Steps of a pydantic location: the word to show (or none) and the type found there."""
     kind: Any = RunConfig
     for step in location:
+        if step == "[key]":  # pydantic's way to say that the key itself is wrong
+            continue
         kind = _without_none(kind)
         origin = get_origin(kind)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -435,7 +447,7 @@ def _steps(location: tuple[int | str, ...]) -> Iterator[tuple[str | None, Any]]:
             yield str(step), kind
         elif origin is dict:
             kind = get_args(kind)[1]
-            yield (None if step == "[key]" else str(step)), kind
+            yield str(step), kind
         elif origin in (Union, UnionType):  # the tag of a union: no key of the file
             kind = next((k for k in get_args(kind) if _tag(k) == step), None)
             yield None, kind
