@@ -210,9 +210,10 @@ def ablation_curves(
     plan = _plan(source.components, groups, random_orders, seed)
     right = np.zeros(len(plan.steps), dtype=np.int64)
     start = 0
+    shift = classifier.project(means)
     for batch in batches(index, *means.shape):
         full = classifier.logits(source.representation(batch))
-        centred = classifier.project(source.contributions(batch) - means)
+        centred = classifier.project(source.contributions(batch)) - shift
         base = means.sum(axis=0) @ classifier.weight.T + classifier.bias
         true = truth[start : start + len(batch)]
         for step, logits in enumerate(plan.logits(full, base, centred)):

@@ -109,8 +109,8 @@ def text_similarity(
     weights = member.astype(np.float32)
     start = 0
     for batch in batches(index, count, width):
-        data = source.contributions(batch)
-        shares = np.matmul(data.transpose(1, 0, 2), directions)  # [c, b, t]
+        data = torch.from_numpy(source.contributions(batch)).transpose(0, 1)
+        shares = torch.bmm(data, torch.from_numpy(directions)).numpy()  # [c, b, t]
         stop = start + len(batch)
         result[:, :, start:stop] = np.einsum("cbt,sct->stb", shares, weights, optimize=True)
         start = stop
@@ -149,9 +149,8 @@ def image_similarity(
     means = mean_contributions(source, index, used)
 
     def vectors(batch: Int[np.ndarray, " b"]) -> Float[np.ndarray, "s b d"]:
-        centred = source.contributions(batch, used) - means
-        summed = np.einsum("sc,bcd->sbd", member, centred, optimize=True)
-        return unit_rows(summed)
+        summed = np.matmul(member, source.contributions(batch, used)) - member @ means
+        return unit_rows(summed.transpose(1, 0, 2))
 
     asked = np.concatenate(
         [vectors(batch) for batch in batches(index[probes], *means.shape)], axis=1

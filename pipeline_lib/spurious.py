@@ -178,8 +178,9 @@ def ablate_groups(
     member = _membership(list(sets.values()), len(means))
     right = np.zeros((len(member), len(groups.names)), dtype=np.int64)
     start = 0
+    shift = classifier.project(means)
     for batch in batches(index, *means.shape):
-        centred = classifier.project(source.contributions(batch) - means)
+        centred = classifier.project(source.contributions(batch)) - shift
         taken = np.einsum("bck,sc->sbk", centred, member.astype(np.float32), optimize=True)
         logits = classifier.logits(source.representation(batch)) - taken
         part = slice(start, start + len(batch))
