@@ -1,0 +1,135 @@
+"""Contract: pool each recorded tensor by the readout's weights, then project it.
+
+Pooling over tokens comes first and the matrix over channels after, so that nothing of the size
+components x tokens x d is ever made.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline_lib.decompose.readout import Readout, Run, Shape, length
+
+_LETTERS = string.ascii_lowercase.replace("b", "").replace("r", "") + string.ascii_uppercase[:3]
+
+
+def _split_batch(tensor: Tensor, shape: Shape, lead: int, batch: int) -> tuple[Tensor, list[int]]:
+    """Move a folded batch (`k` windows per image) apart: axis of length b*k -> b, k.
+
+    Returns the tensor with one more axis after the batch axis, and the axis of the batch.
+    """
+    for axis, dim in enumerate(shape):
+        if dim < 0:
+            place = axis + lead
+            if tensor.shape[place] == 1:
+                return tensor.unsqueeze(place + 1), [axis]
+            return tensor.unflatten(place, (batch, -dim)), [axis]
+    return tensor, []
+
+
+def _letters(shape: Shape) -> tuple[list[str], int | None]:
+    """One letter per axis; the batch axis gets two letters, `b` and one for its windows."""
+    names, batch_axis = [], None
+    pool = iter(_LETTERS)
+    for axis, dim in enumerate(shape):
+        if dim < 0:
+            names.append("b" + next(pool))
+            batch_axis = axis
+        else:
+            names.append(next(pool))
+    return names, batch_axis
+
+
+def _present(tensor: Tensor, names: str) -> tuple[Tensor, str]:
+    """The tensor and its letters without the axes of length 1 (but the first, products)."""
+    keep = [i for i in range(tensor.dim()) if i == 0 or tensor.shape[i] != 1]
+    shape = [tensor.shape[i] for i in keep]
+    return tensor.reshape(shape), "".join(names[i] for i in keep)
+
+
+def contract(
+    run: Run, value: Tensor | None, readout: Readout, keep: Sequence[int] = ()
+) -> Tensor:
+    """Contribution of a tensor to the representation.
+
+    Parameters
+    ----------
+    value
+        The tensor, of the pattern `readout.full` (None: all ones).
+    keep
+        Axes kept apart (heads, tokens), in the order of the result.
+
+    Returns
+    -------
+    Tensor
+        `[n, *keep, d]`.
+    """
+    full, batch = readout.full, run.batch
+    names, batch_axis = _letters(full)
+    w = run.get(readout.w.lazy)
+    m = run.get(readout.m.lazy)
+    kept = "".join(names[axis] for axis in keep)
+    matrix_axes = [axis for axis in range(len(full)) if readout.m.full(axis)]
+    inner = "".join(names[axis] for axis in matrix_axes)
+    w, _ = _split_batch(w, full, 1, batch)
+    w_names = "r" + "".join(names)
+    w, w_names = _present(w, w_names)
+    m_flat = m.reshape(m.shape[0], *(full[axis] for axis in matrix_axes), m.shape[-1])
+    m_names = "r" + inner + "D"
+    if value is None:
+        pooled, pooled_names = _pool_ones(w, w_names, full, names, inner + kept, batch, readout)
+    else:
+        pooled, pooled_names = _pool(w, w_names, value, readout, names, inner, kept, batch)
+    batched = "b" in pooled_names
+    out = ("b" if batched else "") + kept + "D"
+    known = set(pooled_names) | set(m_names)
+    missing = [letter for letter in kept if letter not in known]
+    if missing:
+        raise AssertionError(f"axes {missing} are in no factor")
+    result = _product(pooled, pooled_names, m_flat, m_names, out)
+    return result if batched else result.expand(batch, *result.shape)
+
+
+def _product(a: Tensor, a_names: str, b: Tensor, b_names: str, out: str) -> Tensor:
+    return torch.einsum(f"{a_names},{b_names}->{out}", a, b)
+
+
+def _pool(
+    w: Tensor, w_names: str, value: Tensor, readout: Readout, names: list[str], inner: str,
+    kept: str, batch: int,
+) -> tuple[Tensor, str]:  # fmt: skip
+    full = readout.full
+    for axis, box in enumerate(readout.w.box):
+        if box is not None and value.shape[axis] != 1:
+            value = value.narrow(axis, *box)
+    value = value.expand(
+        *(
+            readout.w.box[a][1] if readout.w.box[a] is not None else length(d, batch)  # type: ignore[index]
+            for a, d in enumerate(full)
+        )
+    )
+    x, _ = _split_batch(value, full, 0, batch)
+    x_names = "".join(names)
+    keep = [i for i in range(x.dim()) if x.shape[i] != 1 or x_names[i] in inner + kept + "b"]
+    x = x.reshape([x.shape[i] for i in keep])
+    x_names = "".join(x_names[i] for i in keep)
+    out = "rb" + "".join(dict.fromkeys(c for c in inner + kept if c in x_names + w_names))
+    if "b" not in x_names + w_names:
+        out = out.replace("b", "")
+    return torch.einsum(f"{x_names},{w_names}->{out}", x.to(w.dtype), w), out
+
+
+def _pool_ones(
+    w: Tensor, w_names: str, full: Shape, names: list[str], wanted: str, batch: int,
+    readout: Readout,
+) -> tuple[Tensor, str]:  # fmt: skip
+    count = 1
+    for axis, dim in enumerate(full):
+        if not readout.w.full(axis) and not readout.m.full(axis) and names[axis] not in wanted:
+            count *= abs(dim)
+    out = "".join(c for c in w_names if c in "rb" or c in wanted)
+    return torch.einsum(f"{w_names}->{out}", w) * count, out

@@ -1,0 +1,67 @@
+"""Run: one pass of the unmodified graph, then the contraction of every recorded tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline_lib.decompose.contract import contract
+from pipeline_lib.decompose.plan import Plan
+from pipeline_lib.decompose.readout import Run
+from pipeline_lib.decompose.rules import Constant
+
+
+def start(plan: Plan, images: Tensor) -> tuple[Run, Tensor]:
+    """Run the graph on a batch; the run holds what was recorded, and `z` [n, d] is returned.
+
+    Matrices that depend on the weights only are kept until a weight changes.
+    """
+    state = plan.capture.live_state()
+    versions = tuple((id(tensor), tensor._version) for tensor in state.values())
+    if plan.weights is None or versions != plan.versions:
+        plan.weights = Run(None, state, 1)
+        plan.versions = versions
+    run = Run(plan.weights, state, images.shape[0])
+    inputs = [
+        images if node is plan.capture.images else state[node.name]
+        for node in plan.capture.graph.nodes
+        if node.op == "placeholder"
+    ]
+    outputs = plan.runner(*inputs)
+    run.values = dict(zip(plan.taps, outputs[1:], strict=True))
+    return run, outputs[0]
+
+
+def constant_term(run: Run, constant: Constant) -> Tensor:
+    """Contribution of a constant, [n, d]."""
+    value = run.get(constant.value) if constant.value is not None else None
+    return contract(run, value, constant.readout)
+
+
+def all_contributions(plan: Plan, run: Run, representation: Tensor) -> Tensor:
+    """Contributions [n, c, d] of every component, the bias kept as a component of its own."""
+    n = representation.shape[0]
+    values = representation.new_zeros(n, len(plan.components), plan.width)
+    terms = {id(c): constant_term(run, c) for c in plan.constants}
+    if len(plan.components) and plan.components["kind"].iloc[0] == "stem":
+        for leaf in plan.stem:
+            for readout in leaf.readouts:
+                values[:, 0] += contract(run, run.values[leaf.node], readout)
+        for constant in plan.stem_constants:
+            values[:, 0] += constant_term(run, constant)
+    for leaf, (begin, stop) in zip(plan.leaves, plan.spans, strict=True):
+        for readout in leaf.readouts:
+            part = contract(run, run.values[leaf.node], readout, leaf.head_axes)
+            values[:, begin:stop] += part.reshape(n, stop - begin, plan.width)
+        for constant in leaf.constants:
+            values[:, begin] -= terms[id(constant)]
+    for term in terms.values():
+        values[:, -1] += term
+    return values
+
+
+def relative_error(values: Tensor, representation: Tensor) -> Tensor:
+    """Relative error of the sum of contributions, per image: |sum - z| / |z|."""
+    difference = values.sum(1) - representation
+    norm = torch.linalg.vector_norm(representation, dim=-1)
+    return torch.linalg.vector_norm(difference, dim=-1) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
