@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -242,6 +242,66 @@ def choose_kind(
     if asked == "zero_shot" and not is_clip:
         raise DataError("zero_shot needs a CLIP model; set `classifier: probe` or `auto`")
     return asked
+
+
+@dataclass(frozen=True)
+class Head:
+    """A model's own linear classifier, as its parameters and the names of its logits."""
+
+    weight: Float[np.ndarray, "k d"]
+    bias: Float[np.ndarray, " k"] | None
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Images that a probe may be fitted on: their representation and their labels."""
+
+    representation: Float[np.ndarray, "n d"]
+    labels: Sequence[str]
+
+
+def make_classifier(
+    asked: str,
+    labels: Sequence[str],
+    *,
+    head: Head | None = None,
+    texts: Mapping[str, Float[np.ndarray, " e"]] | None = None,
+    reference: Reference | None = None,
+) -> LinearClassifier:
+    """Classifier over the labels of a data set, of the kind asked for.
+
+    Parameters
+    ----------
+    asked
+        `own`, `zero_shot`, `probe` or `auto` (see `choose_kind`).
+    labels
+        Every label that is to be told apart.
+    head
+        The model's own classifier, if it has one.
+    texts
+        Label to its unit text embedding, for a CLIP model.
+    reference
+        What a probe is fitted on.
+
+    Raises
+    ------
+    DataError
+        The kind asked for does not exist for this model, or a label is not covered.
+    """
+    names = None if head is None else head.class_names
+    kind = choose_kind(asked, labels, names, is_clip=texts is not None)
+    logger.info("classifier: %s (asked for: %s)", kind, asked)
+    if kind == "own" and head is not None:
+        return own_classifier(head.weight, head.bias, head.class_names, labels)
+    if kind == "zero_shot" and texts is not None:
+        return zero_shot_classifier(np.stack(list(texts.values())), list(texts), labels)
+    if reference is None:
+        raise DataError(
+            "a probe must be fitted on stored contributions, but this data set has none for this "
+            "model; add it to `contributions.datasets`"
+        )
+    return fit_probe(reference.representation, reference.labels)
 
 
 def _fit_logistic(

@@ -12,16 +12,52 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Bool, Float, Int
 
 from pipeline_lib.ablation import ContributionSource, batches, mean_contributions
 from pipeline_lib.classify import LinearClassifier
+from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.errors import DataError
+from pipeline_lib.maps import Maps
+from pipeline_lib.scores import moments, score_components
 
 logger = logging.getLogger(__name__)
 
 #: Rows of the table that are averages over groups.
 AVERAGES = ("worst", "mean", "test", "train_weighted")
+
+
+def score_words(
+    source: ContributionSource,
+    index: Int[np.ndarray, " n"],
+    maps: Maps,
+    spurious: Float[np.ndarray, "k e"],
+    core: Float[np.ndarray, "m e"],
+    *,
+    published: bool = False,
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Score of each component on the spurious words and on the core words.
+
+    Parameters
+    ----------
+    source
+        Dump of the contributions.
+    index
+        Images over which the scores are taken: the split on which components are selected.
+    maps
+        Maps of the model's components to CLIP space.
+    spurious, core
+        Text embeddings of the words.
+    published
+        Take the correlation form instead of the share of variance (both P2; see `scores`).
+    """
+    part = Source(len(index), lambda rows: source.contributions(index[rows]))
+    features = {"spurious": torch.from_numpy(spurious), "core": torch.from_numpy(core)}
+    table = score_components(moments(encode(part), maps), features)
+    column = "score_published" if published else "score"
+    found = table.pivot(index="component", columns="feature", values=column)
+    return found["spurious"].to_numpy(), found["core"].to_numpy()
 
 
 def rank_spurious(

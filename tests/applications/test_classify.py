@@ -8,9 +8,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from pipeline_lib.classify import (
+    Head,
     LinearClassifier,
+    Reference,
     choose_kind,
     fit_probe,
+    make_classifier,
     own_classifier,
     zero_shot_classifier,
 )
@@ -119,3 +122,20 @@ def test_kind_that_fits(asked: str, names: list[str] | None, is_clip: bool, expe
 def test_kind_that_does_not_exist(asked: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         choose_kind(asked, ["a"], None, is_clip=False)
+
+
+def test_the_classifier_that_fits_is_made() -> None:
+    head = Head(np.eye(2), None, ("a", "b"))
+    texts = {"a": np.array([1.0, 0.0]), "b": np.array([0.0, 1.0])}
+    reference = Reference(np.array([[0.0, 0.0], [1.0, 1.0]]), ["a", "b"])
+    assert make_classifier("auto", ["a", "b"], head=head, reference=reference).kind == "own"
+    assert make_classifier("auto", ["a", "b"], texts=texts, reference=reference).kind == "zero_shot"
+    assert make_classifier("auto", ["a", "b"], reference=reference).kind == "probe"
+    assert make_classifier("probe", ["a", "b"], head=head, reference=reference).kind == "probe"
+    other = Head(np.eye(2), None, ("x", "y"))
+    assert make_classifier("auto", ["a", "b"], head=other, reference=reference).kind == "probe"
+
+
+def test_a_probe_without_stored_contributions_is_refused() -> None:
+    with pytest.raises(DataError, match=r"contributions\.datasets"):
+        make_classifier("auto", ["a", "b"])

@@ -5,13 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from planted import ArrayDump, planted_dump
+from planted import SCENES, SHAPES, WIDTH, ArrayDump, planted_dump, value_directions
 
 from pipeline_lib.ablation import images_of_split
 from pipeline_lib.classify import fit_probe
 from pipeline_lib.errors import DataError
+from pipeline_lib.maps import identity_maps
 from pipeline_lib.retrieval import random_sets
-from pipeline_lib.spurious import Groups, ablate_groups, group_accuracy, make_groups, rank_spurious
+from pipeline_lib.spurious import (
+    Groups,
+    ablate_groups,
+    group_accuracy,
+    make_groups,
+    rank_spurious,
+    score_words,
+)
 
 CARRIER = "blocks.0.attn/head1"  # of the scene, in a planted dump
 
@@ -58,6 +66,20 @@ def test_ablating_the_carrier_lifts_the_worst_group_and_random_ones_do_not(
     mean = table[table["group"] == "mean"].set_index(["method", "draw"])["accuracy"]
     assert mean["ablated", 0] > mean["full", 0]
     assert table[table["method"] == "ablated"]["ablated"].iloc[0] == [CARRIER]
+
+
+def test_the_carrier_of_the_cue_is_found_by_its_words_on_the_selection_split(
+    biased: ArrayDump,
+) -> None:
+    val = images_of_split(biased.manifest, "val")
+    directions = value_directions()
+    words = [np.stack([directions[word] for word in names]) for names in (SCENES, SHAPES)]
+    for published in (False, True):
+        scores = score_words(biased, val, identity_maps(WIDTH), *words, published=published)
+        order = rank_spurious(*scores, biased.components)
+        ids = biased.components["id"].to_numpy()
+        assert ids[order[0]] == CARRIER
+        assert ids[order[-1]] == "blocks.2.attn/head1"
 
 
 def test_nothing_ablated_is_the_full_model(biased: ArrayDump) -> None:
