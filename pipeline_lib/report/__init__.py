@@ -1,0 +1,1 @@
+"""One HTML page for a run: `collect` reads the artifacts, `page` writes the page."""

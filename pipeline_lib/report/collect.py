@@ -1,0 +1,262 @@
+"""Read everything a run has made into one object, which is all that the page is made from.
+
+Tables are read by name, so that figures and sections never see a path. What a configuration
+switches off is absent with its reason; what it asks for and is not there is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline_lib.artifacts import TABLES, read_provenance, read_table
+from pipeline_lib.errors import ArtifactError
+
+#: Stages in the order of the pipeline, with the names used in config keys, folders and headings.
+STAGES = ("manifest", "features", "contributions", "maps", "scores", "applications")
+APPLICATIONS = ("ablation", "retrieval", "heatmaps", "segmentation", "spurious")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A table that the report reads: its declared name and its place under the run's folder."""
+
+    table: str
+    path: str
+    required: bool = True
+    dataset: str | None = None
+    space: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the report sees it.
+
+    Attributes
+    ----------
+    config
+        The whole configuration as plain values.
+    root
+        Folder of the run's results.
+    tables
+        Declared table name to the rows of all its files; an absent optional table has no rows.
+    files
+        Table name to the files that were read, relative to `root`.
+    not_run
+        Stage or application that did not run, with the reason.
+    provenance
+        Facts on the making of each artifact that was read: one row per file.
+    timings
+        Columns stage, job, seconds, memory (MB), one row per job that left a benchmark.
+    made
+        Facts on this run as a whole, for example the commit and the package versions.
+    """
+
+    config: Mapping[str, Any]
+    root: Path
+    tables: Mapping[str, pd.DataFrame]
+    files: Mapping[str, list[str]]
+    not_run: Mapping[str, str]
+    provenance: pd.DataFrame
+    timings: pd.DataFrame
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        return self.tables[name]
+
+    @property
+    def models(self) -> list[str]:
+        """Models of the run, in the order of the configuration."""
+        return list(self.config["models"])
+
+    @property
+    def datasets(self) -> list[str]:
+        """Data sets of the run, in the order of the configuration."""
+        return list(self.config["datasets"])
+
+
+def expected_artifacts(config: Mapping[str, Any]) -> list[Artifact]:
+    """Tables that a run of this configuration leaves for the report.
+
+    Parameters
+    ----------
+    config
+        The configuration as plain values (`RunConfig.model_dump()`).
+    """
+    return [*_data_artifacts(config), *_model_artifacts(config), *_application_artifacts(config)]
+
+
+def _data_artifacts(config: Mapping[str, Any]) -> Iterator[Artifact]:
+    for name in config["datasets"]:
+        yield Artifact("manifest", f"manifest/{name}/images.parquet", dataset=name)
+        yield Artifact("rejected", f"manifest/{name}/rejected.parquet", dataset=name)
+    for space in text_spaces(config):
+        yield Artifact("text_features", f"features/texts/{space}.parquet", space=space)
+
+
+def _model_artifacts(config: Mapping[str, Any]) -> Iterator[Artifact]:
+    for model in config["models"]:
+        for dataset in config["contributions"]["datasets"]:
+            path = f"contributions/{model}/{dataset}.components.parquet"
+            yield Artifact("components", path, dataset=dataset)
+            path = f"report/exactness/{model}/{dataset}.parquet"
+            yield Artifact("exactness", path, required=False)
+        if config.get("maps"):
+            yield Artifact("map_metrics", f"maps/{model}.metrics.parquet")
+        if config.get("scores"):
+            dataset = config["scores"]["dataset"]
+            yield Artifact("scores", f"scores/{model}/{dataset}.scores.parquet")
+            yield Artifact("labels", f"scores/{model}/{dataset}.labels.parquet")
+            path = f"report/top_images/{model}/{dataset}.parquet"
+            yield Artifact("top_images", path, required=False)
+    if config.get("scores"):
+        path = f"report/neighbours/{config['scores']['dataset']}.parquet"
+        yield Artifact("neighbours", path, required=False)
+
+
+def _application_artifacts(config: Mapping[str, Any]) -> Iterator[Artifact]:
+    for name, settings in switched_on(config).items():
+        for model in config["models"]:
+            base = f"applications/{name}/{model}/{settings['dataset']}"
+            yield Artifact(name, f"{base}.parquet")
+            if name == "retrieval":
+                yield Artifact("retrieval_examples", f"{base}.examples.parquet", required=False)
+
+
+def switched_on(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Applications that the configuration asks for, in their order, with their settings."""
+    asked = config.get("applications") or {}
+    return {name: asked[name] for name in APPLICATIONS if asked.get(name)}
+
+
+def text_spaces(config: Mapping[str, Any]) -> list[str]:
+    """CLIP spaces in which the run embeds texts: that of each CLIP model, and `reference`."""
+    if not config.get("scores") and not config.get("maps") and not switched_on(config):
+        return []
+    spaces = [
+        name if model["id"].startswith("open_clip:") else "reference"
+        for name, model in config["models"].items()
+    ]
+    present = dict.fromkeys(spaces)
+    if not config.get("reference"):
+        present.pop("reference", None)
+    return list(present)
+
+
+def collect(
+    config: Mapping[str, Any], root: str | Path, made: Mapping[str, Any] | None = None
+) -> Run:
+    """Everything the report needs of the run in the folder `root`.
+
+    Parameters
+    ----------
+    config
+        The configuration as plain values.
+    root
+        Folder of the run's results, for example `results/demo`.
+    made
+        Facts on the run as a whole, shown under provenance.
+
+    Raises
+    ------
+    ArtifactError
+        Tables that the configuration asks for are missing (all are listed) or damaged.
+    """
+    root = Path(root)
+    artifacts = expected_artifacts(config)
+    missing = [a.path for a in artifacts if a.required and not (root / a.path).is_file()]
+    if missing:
+        listing = "\n  - ".join(missing)
+        raise ArtifactError(
+            f"the report needs tables that are not in {root}:\n  - {listing}\n"
+            "Run snakemake to make them, or switch the stage off in the configuration."
+        )
+    found = [artifact for artifact in artifacts if (root / artifact.path).is_file()]
+    return Run(
+        config=config,
+        root=root,
+        tables=_tables(root, found),
+        files={
+            name: [a.path for a in found if a.table == name] for name in {a.table for a in found}
+        },
+        not_run=_not_run(config),
+        provenance=_provenance(root, found),
+        timings=read_timings(root / "benchmarks"),
+        made=dict(made or {}),
+    )
+
+
+def _tables(root: Path, found: list[Artifact]) -> dict[str, pd.DataFrame]:
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
+    for artifact in found:
+        frame = read_table(artifact.table, root / artifact.path)
+        for column in ("dataset", "space"):
+            value = getattr(artifact, column)
+            if value is not None and column not in frame.columns:
+                frame = frame.assign(**{column: value})
+        if artifact.table == "components":
+            frame = frame.assign(model=artifact.path.split("/")[1])
+        parts[artifact.table].append(frame)
+    return {name: _stacked(name, frames) for name, frames in parts.items()}
+
+
+def _stacked(name: str, frames: list[pd.DataFrame]) -> pd.DataFrame:
+    filled = [frame for frame in frames if len(frame)]
+    if filled:
+        return pd.concat(filled, ignore_index=True)
+    columns = [column.name for column in TABLES[name].columns]
+    return pd.DataFrame(columns=[*columns, *(c for c in ("dataset", "model") if c not in columns)])
+
+
+def _not_run(config: Mapping[str, Any]) -> dict[str, str]:
+    reasons = {}
+    for stage in ("maps", "scores"):
+        if not config.get(stage):
+            reasons[stage] = f"`{stage}` is not set in the configuration"
+    if not text_spaces(config):
+        reasons["features"] = "no stage of this configuration needs embeddings"
+    asked = switched_on(config)
+    for name in APPLICATIONS:
+        if name not in asked:
+            reasons[name] = f"`applications.{name}` is not set in the configuration"
+    return reasons
+
+
+def _provenance(root: Path, found: list[Artifact]) -> pd.DataFrame:
+    rows = [
+        {"artifact": artifact.path, "table": artifact.table}
+        | {"facts": read_provenance(root / artifact.path)}
+        for artifact in found
+    ]
+    return pd.DataFrame(rows, columns=["artifact", "table", "facts"])
+
+
+def read_timings(folder: str | Path) -> pd.DataFrame:
+    """Wall time and memory of every job, from the files that Snakemake's `benchmark` writes.
+
+    Returns
+    -------
+    pandas.DataFrame
+        stage, job, seconds, memory in MB (missing where it was not measured); no row where the
+        folder is absent.
+    """
+    folder = Path(folder)
+    rows = []
+    for path in sorted(folder.rglob("*.tsv")):
+        place = path.relative_to(folder).with_suffix("")
+        try:
+            measured = pd.read_csv(path, sep="\t")
+        except (pd.errors.ParserError, pd.errors.EmptyDataError):
+            continue  # a job that was stopped leaves an empty file; it is not a result
+        if measured.empty or "s" not in measured:
+            continue
+        stage = place.parts[1] if place.parts[0] == "applications" else place.parts[0]
+        memory = pd.to_numeric(measured.get("max_rss"), errors="coerce").max()
+        rows.append(
+            {"stage": stage, "job": str(place), "seconds": measured["s"].mean(), "memory": memory}
+        )
+    return pd.DataFrame(rows, columns=["stage", "job", "seconds", "memory"])

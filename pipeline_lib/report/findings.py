@@ -1,0 +1,328 @@
+"""Sentences that say what a run found, made from its tables, with their numbers.
+
+Each sentence states what was measured whichever way it came out, beside its baseline or control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+from markupsafe import Markup
+
+from pipeline_lib.report.collect import Run
+from pipeline_lib.report.words import (
+    decimal,
+    is_absent,
+    listed,
+    mean,
+    percent,
+    plural,
+    points,
+    scientific,
+    spaced,
+)
+
+#: Which findings open the page, where the run has them: the first three of this order.
+FIRST_SCREEN = (
+    "scores",
+    "spurious",
+    "retrieval",
+    "segmentation",
+    "ablation",
+    "heatmaps",
+    "maps",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence, and the section whose tables it was made from."""
+
+    section: str
+    text: Markup
+
+
+def find_all(run: Run) -> dict[str, Finding]:
+    """The finding of every section that has one, by the section's name."""
+    found = {}
+    for section, sentence in _SENTENCES.items():
+        text = sentence(run)
+        if text is not None:
+            found[section] = Finding(section, text)
+    return found
+
+
+def first_screen(findings: dict[str, Finding]) -> list[Finding]:
+    """The three findings that open the page."""
+    return [findings[name] for name in FIRST_SCREEN if name in findings][:3]
+
+
+def component_link(model: str, component: str) -> Markup:
+    """A component's name in a sentence; opens its card."""
+    return Markup(
+        '<button class="component" data-model="{}" data-component="{}">{}</button>'
+    ).format(model, component, component)
+
+
+def _exactness(run: Run) -> Markup | None:
+    table = run["exactness"]
+    if table.empty:
+        return None
+    worst = table.loc[table["worst"].idxmax()]
+    return Markup(
+        "The components of every model sum to its representation: the largest relative error of "
+        "any image is <b>{}</b> ({} on {}; {} over {}), where a job would fail above {}."
+    ).format(
+        scientific(worst["worst"]),
+        worst["model"],
+        worst["dataset"],
+        plural(int(table["n"].sum()), "decomposition"),
+        plural(table["model"].nunique(), "model"),
+        scientific(worst["tolerance"]),
+    )
+
+
+def _maps(run: Run) -> Markup | None:
+    table = run["map_metrics"]
+    table = table[table["chosen"].astype(bool) & (table["split"] == "heldout")]
+    fitted = table[table["method"] != "identity"]
+    if fitted.empty:
+        return None
+    low, high = fitted.loc[fitted["cosine"].idxmin()], fitted.loc[fitted["cosine"].idxmax()]
+    return Markup(
+        "On held-out images the mapped contributions point to the target with a mean cosine of "
+        "<b>{}</b> over {} (from {} for {} to {} for {})."
+    ).format(
+        decimal(fitted["cosine"].mean(), 2),
+        plural(len(fitted), "fitted map"),
+        decimal(low["cosine"], 2),
+        low["model"],
+        decimal(high["cosine"], 2),
+        high["model"],
+    )
+
+
+def specialists(scores: pd.DataFrame) -> pd.DataFrame:
+    """Best component of every model and feature, with its margin over its next best feature.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns of `scores` with `other` (its highest score for any other feature) and `margin`.
+    """
+    if scores.empty:
+        return scores.assign(other=[], margin=[])
+    wide = scores.pivot_table(index=["model", "component"], columns="feature", values="score")
+    best = scores.loc[scores.groupby(["model", "feature"], sort=False)["score"].idxmax()].copy()
+    others = [
+        wide.loc[(row.model, row.component)].drop(row.feature).max() if wide.shape[1] > 1 else 0.0
+        for row in best.itertuples()
+    ]
+    return best.assign(other=others, margin=best["score"] - others)
+
+
+def _scores(run: Run) -> Markup | None:
+    heads = run["scores"][run["scores"]["kind"] == "head"]
+    best = specialists(heads if len(heads) else run["scores"])
+    if best.empty:
+        return None
+    top = best.loc[best["margin"].idxmax()]
+    labels = run["labels"]
+    texts = labels[(labels["model"] == top["model"]) & (labels["component"] == top["component"])]
+    first = texts.sort_values("rank")["text"].head(3).map("“{}”".format).tolist()
+    return Markup(
+        "{} of {} carries <b>{}</b> of what varies in <b>{}</b>, and at most {} of any other "
+        "feature{}."
+    ).format(
+        component_link(top["model"], top["id"]),
+        top["model"],
+        percent(top["score"], 0),
+        top["feature"],
+        percent(max(top["other"], 0.0), 0),
+        f"; its first texts are {listed(first)}" if first else "",
+    )
+
+
+def _ablation(run: Run) -> Markup | None:
+    table = run["ablation"]
+    if table.empty:
+        return None
+    full = mean_by_model(table[table["curve"] == "none"])
+    clauses = []
+    for curve, words in (("all_mlp", "all MLPs"), ("all_attention", "all attention")):
+        change = (mean_by_model(table[table["curve"] == curve]) - full).dropna()
+        if len(change):
+            clauses.append(Markup("of {} <b>{}</b>").format(words, points(change.mean())))
+    if not clauses:
+        return None
+    return Markup(
+        "Replacing the direct effect by its mean over images changes the accuracy, {} on average "
+        "over {}: {}."
+    ).format(percent(full.mean()), plural(len(full), "model"), Markup(", ").join(clauses))
+
+
+def mean_by_model(table: pd.DataFrame) -> pd.Series:
+    """Mean accuracy of each model over its targets and classifiers."""
+    return table.groupby("model", sort=False)["accuracy"].mean()
+
+
+def report_k(table: pd.DataFrame) -> int:
+    """Number of retrieved images to report: 10 where it was measured, else the most."""
+    measured = sorted(table["k"].unique())
+    return 10 if 10 in measured else int(measured[-1])
+
+
+def _retrieval(run: Run) -> Markup | None:
+    table = run["retrieval"]
+    if table.empty:
+        return None
+    k = report_k(table)
+    asked = table[(table["feature"] == table["measured"]) & (table["k"] == k)]
+    query = "text" if (asked["query"] == "text").any() else "image"
+    means = asked[asked["query"] == query].groupby("method", sort=False)["precision"].mean()
+    if "components" not in means:
+        return None
+    others = [
+        f"{percent(means[name], 0)} {words}"
+        for name, words in (
+            ("representation", "for the whole representation"),
+            ("clip", "for the reference CLIP"),
+            ("random", "for as many random components"),
+        )
+        if name in means
+    ]
+    return Markup(
+        "Asked by {} for one property, a feature's top components have it right in <b>{}</b> of "
+        "the first {} images{}, on average over {} and {}."
+    ).format(
+        query,
+        percent(means["components"], 0),
+        k,
+        f" ({', '.join(others)})" if others else "",
+        plural(asked["model"].nunique(), "model"),
+        plural(asked["feature"].nunique(), "feature"),
+    )
+
+
+def _heatmaps(run: Run) -> Markup | None:
+    table = run["heatmaps"].dropna(subset=["mass", "area"])
+    if table.empty:
+        return None
+    ratio = table["mass"].mean() / table["area"].mean()
+    return Markup(
+        "<b>{}</b> of the positive heat falls on the object, which covers {} of the image: "
+        "{} times its share ({})."
+    ).format(
+        percent(table["mass"].mean(), 0),
+        percent(table["area"].mean(), 0),
+        decimal(ratio, 1),
+        plural(len(table), "map"),
+    )
+
+
+def _segmentation(run: Run) -> Markup | None:
+    table = run["segmentation"]
+    if table.empty:
+        return None
+    protocol = "C" if (table["protocol"] == "C").any() else str(table["protocol"].iloc[0])
+    value = "miou" if protocol == "C" else "iou_object"
+    wide = table[table["protocol"] == protocol].pivot_table(
+        index="model", columns="method", values=value, sort=False
+    )
+    if "decomposition" not in wide:
+        return None
+    baselines = wide.drop(columns="decomposition")
+    wins = int((wide["decomposition"] > baselines.max(axis=1)).sum())
+    named = [
+        f"{spaced(str(name))} {percent(column.mean(), 0)}" for name, column in baselines.items()
+    ]
+    return Markup(
+        "Thresholded, the token heat maps segment the object with {} <b>{}</b> under protocol {} "
+        "on average over {}{}; they are above every baseline in {} of {}."
+    ).format(
+        "a mean IoU of" if value == "miou" else "an object IoU of",
+        percent(wide["decomposition"].mean(), 0),
+        protocol,
+        plural(len(wide), "model"),
+        f" ({', '.join(named)})" if named else "",
+        wins,
+        len(wide),
+    )
+
+
+def spurious_change(table: pd.DataFrame, group: str) -> pd.DataFrame:
+    """Change of a group's accuracy against the full model, per model and method, over draws."""
+    rows = table[table["group"] == group]
+    means = rows.pivot_table(index="model", columns="method", values="accuracy", sort=False)
+    return means.drop(columns="full").sub(means["full"], axis=0) if "full" in means else means[[]]
+
+
+def _spurious(run: Run) -> Markup | None:
+    table = run["spurious"]
+    change = spurious_change(table, "worst") if len(table) else pd.DataFrame()
+    if "ablated" not in change:
+        return None
+    ablated = change["ablated"].dropna()
+    average = spurious_change(table, "test").get("ablated", pd.Series(dtype=float))
+    control = change.get("random", pd.Series(dtype=float))
+    k = int(table.loc[table["method"] == "ablated", "components"].max())
+    extra = []
+    if len(average.dropna()):
+        extra.append(f"test accuracy changes by {points(average.mean())}")
+    if len(control.dropna()):
+        extra.append(f"random components change the worst group by {points(control.mean())}")
+    spread = ""
+    if len(ablated) > 1:
+        low, high = ablated.idxmin(), ablated.idxmax()
+        spread = f", from {points(ablated[low])} ({low}) to {points(ablated[high])} ({high})"
+    return Markup(
+        "Replacing the {} that score highest for the spurious cue by their means changes the "
+        "accuracy of the worst group by <b>{}</b> on average over {}{}{}."
+    ).format(
+        plural(k, "component"),
+        points(mean(ablated.tolist())),
+        plural(len(ablated), "model"),
+        spread,
+        f"; {listed(extra)}" if extra else "",
+    )
+
+
+def _features(run: Run) -> Markup | None:
+    table = run["text_features"]
+    concepts = table[table["use"] == "concept"] if len(table) else table
+    if concepts.empty or is_absent(concepts["feature"].iloc[0]):
+        return None
+    pool = table[table["use"] == "pool"]
+    return Markup("{} of {} and a pool of {} are embedded in {}.").format(
+        plural(concepts["text"].nunique(), "concept word"),
+        plural(concepts["feature"].nunique(), "feature"),
+        plural(pool["text"].nunique(), "text"),
+        plural(table["space"].nunique(), "CLIP space"),
+    )
+
+
+def _manifest(run: Run) -> Markup | None:
+    table = run["manifest"]
+    active = table[table["active"].astype(bool)]
+    bad = len(run["rejected"])
+    return Markup("<b>{}</b> in {}; {} rejected.").format(
+        plural(len(active), "image"),
+        plural(active["dataset"].nunique(), "data set"),
+        plural(bad, "file was", "files were"),
+    )
+
+
+_SENTENCES: dict[str, Callable[[Run], Markup | None]] = {
+    "manifest": _manifest,
+    "features": _features,
+    "contributions": _exactness,
+    "maps": _maps,
+    "scores": _scores,
+    "ablation": _ablation,
+    "retrieval": _retrieval,
+    "heatmaps": _heatmaps,
+    "segmentation": _segmentation,
+    "spurious": _spurious,
+}

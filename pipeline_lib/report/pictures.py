@@ -1,0 +1,126 @@
+"""Pictures of the page: each asked for by key, encoded once, all within a budget of bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline_lib.errors import ArtifactError
+
+logger = logging.getLogger(__name__)
+
+#: Longest side in pixels of a picture in a row of many, and of one that is looked at closely.
+SMALL, LARGE = 128, 288
+#: Encoded bytes of all pictures of a page; base64 adds a third.
+BUDGET = 7_500_000
+#: Factors tried in turn on the sizes until the pictures fit.
+_SCALES = (1.0, 0.75, 0.5, 0.375, 0.25)
+
+
+def image_folder(config: Mapping[str, Any], root: Path, dataset: str) -> Path:
+    """Folder that the paths of a data set's manifest are relative to."""
+    settings = config["datasets"][dataset]
+    if settings["source"] in ("world", "world_spurious"):
+        return root / "world" / dataset
+    path = Path(settings["path"])
+    return path if settings["source"] == "folder" else path.parent
+
+
+class PictureBook:
+    """Collects the pictures that sections ask for and encodes them at the end.
+
+    Parameters
+    ----------
+    config, root
+        The configuration, and the folder of the run's results.
+    manifest
+        Table `manifest` of all data sets, with column `dataset`.
+    """
+
+    def __init__(self, config: Mapping[str, Any], root: Path, manifest: pd.DataFrame) -> None:
+        self._root = root
+        self._folders = {name: image_folder(config, root, name) for name in config["datasets"]}
+        self._rows = manifest.drop_duplicates(["dataset", "image_id"]).set_index(
+            ["dataset", "image_id"]
+        )
+        self._wanted: dict[str, tuple[Path, int]] = {}
+        self._notes: dict[str, str] = {}
+
+    def image(self, dataset: str, image_id: str, large: bool = False) -> str:
+        """Key of an image of a data set.
+
+        Raises
+        ------
+        ArtifactError
+            The manifest does not have it.
+        """
+        try:
+            row = self._rows.loc[(dataset, image_id)]
+        except KeyError:
+            raise ArtifactError(
+                f"image {image_id!r} is not in the manifest of {dataset!r}; the tables come from "
+                "different runs: run snakemake again"
+            ) from None
+        words = [row.get("caption"), row.get("label")]
+        note = next((str(word) for word in words if isinstance(word, str) and word), "")
+        key = f"{dataset}/{image_id}" + ("@large" if large else "")
+        self._ask(key, self._folders[dataset] / str(row["path"]), large, note or image_id)
+        return key
+
+    def file(self, path: str, note: str) -> str:
+        """Key of a picture among the run's results, shown large; `path` is relative to them."""
+        self._ask(path, self._root / path, True, note)
+        return path
+
+    def _ask(self, key: str, path: Path, large: bool, note: str) -> None:
+        self._wanted[key] = (path, LARGE if large else SMALL)
+        self._notes[key] = note
+
+    def note(self, key: str) -> str:
+        """What the picture shows, in words."""
+        return self._notes[key]
+
+    def encode(self, budget: int = BUDGET) -> dict[str, tuple[str, str]]:
+        """Key to data URI and description, at the largest size at which all fit the budget.
+
+        Raises
+        ------
+        ArtifactError
+            A picture cannot be read, or the pictures do not fit at the smallest size.
+        """
+        for scale in _SCALES:
+            encoded = {
+                key: _webp(path, round(side * scale)) for key, (path, side) in self._wanted.items()
+            }
+            total = sum(map(len, encoded.values()))
+            if total <= budget:
+                break
+            logger.info("%d pictures take %d bytes at scale %g", len(encoded), total, scale)
+        else:
+            raise ArtifactError(
+                f"{len(self._wanted)} pictures do not fit into {budget} bytes even at a quarter of "
+                "their size; lower report.examples or applications.heatmaps.images"
+            )
+        return {
+            key: ("data:image/webp;base64," + base64.b64encode(data).decode(), self._notes[key])
+            for key, data in encoded.items()
+        }
+
+
+def _webp(path: Path, side: int) -> bytes:
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ArtifactError(f"{path} cannot be shown in the report: {error}") from error
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=82, method=4)
+    return buffer.getvalue()

@@ -1,0 +1,155 @@
+"""Section on what was run: settings, versions, weights, times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from pipeline_lib.report.blocks import Caption, Field, Listing, Section
+from pipeline_lib.report.collect import Run
+from pipeline_lib.report.words import duration, is_absent, plural, whole
+
+
+def provenance_section(run: Run) -> Section:
+    """Everything needed to say which run this was, and to run it again."""
+    blocks = [_facts(run), _weights(run)]
+    if len(run.timings):
+        blocks.append(_times(run))
+    blocks.append(_artifacts(run))
+    return Section(
+        key="provenance",
+        title="Provenance",
+        about="What was run, with which versions, and how long it took.",
+        blocks=blocks,
+    )
+
+
+def config_text(run: Run) -> str:
+    """The configuration as YAML."""
+    return yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True, width=96)
+
+
+def _facts(run: Run) -> Listing:
+    flat = list(_flattened(run.made))
+    flat += [("seed", str(run.config.get("seed", "–")))]
+    fields = [Field("fact", "", number=False), Field("value", "", number=False)]
+    return Listing("facts", "This run", None, fields, pd.DataFrame(flat, columns=["fact", "value"]))
+
+
+def _flattened(facts: Any, place: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in facts.items():
+        label = f"{place} · {name}" if place else str(name)
+        if isinstance(value, dict):
+            rows += _flattened(value, label)
+        else:
+            words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((label.replace("_", " "), words))
+    return rows
+
+
+def _weights(run: Run) -> Listing:
+    rows = []
+    for model in run.models:
+        settings = run.config["models"][model]
+        table = run.provenance
+        facts = table.loc[
+            table["artifact"].str.startswith(f"contributions/{model}/")
+            & (table["table"] == "components"),
+            "facts",
+        ]
+        known = dict(facts.iloc[0]) if len(facts) else {}
+        rows.append(
+            {
+                "model": model,
+                "id": settings["id"],
+                "file": settings.get("weights") or "–",
+                "hash": known.get("weight_hash", "–"),
+                "readout": known.get("readout", "–"),
+                "preprocessing": known.get("preprocessing", "–"),
+            }
+        )
+    fields = [
+        Field("model", "model", number=False),
+        Field("id", "id", number=False),
+        Field("file", "weights file", number=False),
+        Field("hash", "hash of the weights", number=False),
+        Field("readout", "readout", number=False),
+        Field("preprocessing", "preprocessing", number=False),
+    ]
+    data = pd.DataFrame(rows)
+    kept = [f for f in fields if f.name in ("model", "id") or (data[f.name] != "–").any()]
+    return Listing("weights", "Models and weights", None, kept, data[[f.name for f in kept]])
+
+
+def _times(run: Run) -> Listing:
+    table = run.timings
+    stages = table.groupby("stage", sort=False).agg(
+        jobs=("job", "size"),
+        seconds=("seconds", "sum"),
+        longest=("seconds", "max"),
+        memory=("memory", "max"),
+    )
+    total = pd.DataFrame(
+        {
+            "stage": ["all"],
+            "jobs": [len(table)],
+            "seconds": [table["seconds"].sum()],
+            "longest": [table["seconds"].max()],
+            "memory": [table["memory"].max()],
+        }
+    )
+    fields = [
+        Field("stage", "stage", number=False),
+        Field("jobs", "jobs", whole),
+        Field("seconds", "time, summed", duration),
+        Field("longest", "longest job", duration),
+        Field(
+            "memory",
+            "peak memory",
+            lambda v: "–" if is_absent(float(v)) else f"{whole(v)}\u202fMB",
+        ),
+    ]
+    return Listing(
+        "times",
+        "Time and memory",
+        Caption(
+            "Wall time of the jobs of each stage, and the most memory one of them held.",
+            "From the benchmark file of every job.",
+            plural(len(table), "job"),
+            "Jobs run side by side; the run took less than the sum.",
+        ),
+        fields,
+        pd.concat([stages.reset_index(), total], ignore_index=True),
+    )
+
+
+def _artifacts(run: Run) -> Listing:
+    rows = [
+        {
+            "artifact": row.artifact,
+            "table": row.table,
+            "made": ", ".join(
+                f"{name} {value}"
+                for name, value in sorted(row.facts.items())
+                if isinstance(value, str | int | float)
+            )
+            or "–",
+        }
+        for row in run.provenance.itertuples()
+    ]
+    fields = [
+        Field("artifact", "file under the run's folder", number=False),
+        Field("table", "kind", number=False),
+        Field("made", "made with", number=False),
+    ]
+    columns = ["artifact", "table", "made"]
+    return Listing(
+        "artifacts",
+        "Tables this page was made from",
+        None,
+        fields,
+        pd.DataFrame(rows, columns=columns),
+    )

@@ -1,0 +1,143 @@
+"""Numbers and lists as a reader wants to see them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+ABSENT = "–"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_NARROW = "\u202f"
+
+
+def is_absent(value: object) -> bool:
+    """Whether a value of a table is missing."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A share as per cent.
+
+    >>> percent(0.1234)
+    '12.3\u202f%'
+    """
+    if is_absent(value):
+        return ABSENT
+    return f"{_minus(f'{100 * value:.{digits}f}')}{_NARROW}%"
+
+
+def points(value: float, digits: int = 1) -> str:
+    """A difference of two shares in percentage points, with its sign.
+
+    >>> points(-0.031)
+    '−3.1 points'
+    """
+    if is_absent(value):
+        return ABSENT
+    sign = "+" if round(100 * value, digits) > 0 else ""
+    return f"{sign}{_minus(f'{100 * value:.{digits}f}')} points"
+
+
+def decimal(value: float, digits: int = 3) -> str:
+    """A number with a fixed number of digits.
+
+    >>> decimal(-0.5)
+    '−0.500'
+    """
+    return ABSENT if is_absent(value) else _minus(f"{value:.{digits}f}")
+
+
+def whole(value: float) -> str:
+    """A count with thin spaces between thousands.
+
+    >>> whole(12345)
+    '12\u202f345'
+    """
+    if is_absent(value):
+        return ABSENT
+    return _minus(f"{round(value):,}".replace(",", _NARROW))
+
+
+def scientific(value: float) -> str:
+    """A small number with its power of ten.
+
+    >>> scientific(3.14e-7)
+    '3.1 × 10⁻⁷'
+    """
+    if is_absent(value):
+        return ABSENT
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = str(int(exponent)).translate(_SUPERSCRIPT)
+    return f"{_minus(mantissa)} × 10{power}"
+
+
+def duration(seconds: float) -> str:
+    """A time span in the unit that fits it.
+
+    >>> duration(75)
+    '1 min 15 s'
+    """
+    if is_absent(seconds):
+        return ABSENT
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(count: float) -> str:
+    """A number of bytes.
+
+    >>> size(1_234_567)
+    '1.2 MB'
+    """
+    if is_absent(count):
+        return ABSENT
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """A count with its noun.
+
+    >>> plural(2, "image")
+    '2 images'
+    """
+    return f"{whole(count)} {one if count == 1 else many or one + 's'}"
+
+
+def listed(words: Iterable[object]) -> str:
+    """Words as they are listed in a sentence.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    items = [str(word) for word in words]
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean of finite values; NaN of none."""
+    kept = [float(value) for value in values if not is_absent(float(value))]
+    return sum(kept) / len(kept) if kept else math.nan
+
+
+def spaced(name: str) -> str:
+    """A name of a column or a method as words.
+
+    >>> spaced("raw_attention")
+    'raw attention'
+    """
+    return name.replace("_", " ")
+
+
+def _minus(text: str) -> str:
+    number = text.replace("-", "−")
+    return number[1:] if set(number) <= set("−0.") else number
