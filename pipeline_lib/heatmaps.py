@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import matplotlib
 
@@ -50,9 +51,22 @@ def class_directions(
     return centred[[classifier.classes.index(str(name)) for name in classes]]
 
 
-def pixel_range(
-    preprocess: Callable[[Image.Image], Tensor], size: tuple[int, int]
-) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+#: What a preprocessing makes of black and of white [3,1,1].
+Span = tuple[Tensor, Tensor]
+
+
+class HasPreprocessing(Protocol):
+    """What is needed of a model to bring pictures and masks to its input."""
+
+    @property
+    def input_size(self) -> tuple[int, int]: ...
+
+    def preprocess(self, picture: Image.Image) -> Float[Tensor, "3 h w"]: ...
+
+    def preprocess_mask(self, mask: Image.Image) -> UInt8[np.ndarray, "h w"]: ...
+
+
+def pixel_range(preprocess: Callable[[Image.Image], Tensor], size: tuple[int, int]) -> Span:
     """What a model's preprocessing makes of black and of white, channel by channel.
 
     Every pixel of a preprocessed picture lies between the two on a straight line, whatever mean and
@@ -63,9 +77,7 @@ def pixel_range(
     return low, high
 
 
-def seen_by_model(
-    images: Float[Tensor, "n 3 h w"], span: tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]
-) -> UInt8[np.ndarray, "n h w 3"]:
+def seen_by_model(images: Float[Tensor, "n 3 h w"], span: Span) -> UInt8[np.ndarray, "n h w 3"]:
     """Preprocessed images back as pictures: the crop that the model sees, for drawing.
 
     Parameters
@@ -83,7 +95,7 @@ def seen_by_model(
 def squash(
     picture: Image.Image,
     size: tuple[int, int],
-    span: tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]],
+    span: Span,
 ) -> Float[Tensor, "3 h w"]:
     """A whole picture squashed to the model's input size (height, width), nothing cut off.
 

@@ -1,20 +1,32 @@
 """Zero-shot segmentation: heat maps thresholded and compared with masks, by named protocols.
 
-Heat maps come from `heatmaps`. Everything is counted image by image and pooled at the end, so the
-result does not depend on how the images are batched.
+Heat maps come from `heatmaps`, or from a baseline of the same shape. Everything is counted image by
+image and pooled at the end, so the result does not depend on how the images are batched.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from sklearn.metrics import average_precision_score
+from torch import Tensor
 
 from pipeline_lib.errors import DataError, close_matches
+from pipeline_lib.heatmaps import HasPreprocessing, Span, pixel_range, squash, upsample
+from pipeline_lib.images import read_image
+
+logger = logging.getLogger(__name__)
+
+#: From a batch of images [b,3,h,w] and their positions [b] to one map per image [b,gh,gw].
+Mapper = Callable[[Tensor, Int[np.ndarray, " b"]], Float[np.ndarray, "b gh gw"]]
 
 #: Protocol name to how image and mask are brought to the model's input size, and what is counted.
 PROTOCOLS: dict[str, str] = {
@@ -166,6 +178,95 @@ class Counts:
         if self.protocol == "C":
             score, truth = np.concatenate([1 - score, score]), np.concatenate([~truth, truth])
         return float(average_precision_score(truth, score))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture, the hash that its file must have, and its mask."""
+
+    picture: Path
+    mask: Path
+    sha256: str | None = None
+
+
+def load_pair(
+    model: HasPreprocessing, pair: Pair, protocol: str, span: Span
+) -> tuple[Float[Tensor, "3 h w"], Bool[np.ndarray, "h w"]]:
+    """Picture and mask at the model's input size, brought there the same way.
+
+    Parameters
+    ----------
+    model
+        Whose preprocessing and input size are used.
+    pair
+        The files.
+    protocol
+        `C`: both squashed; `V`: both through the model's own resize and crop.
+    span
+        Black and white of the model's preprocessing, from `heatmaps.pixel_range`.
+    """
+    picture = read_image(pair.picture, pair.sha256)
+    mask = read_mask(pair.mask, picture.size)
+    if protocol == "C":
+        height, width = model.input_size
+        image = squash(picture, (height, width), span)
+        return image, object_mask(squash_mask(mask, (height, width)))
+    return model.preprocess(picture), object_mask(model.preprocess_mask(mask))
+
+
+def segment(
+    model: HasPreprocessing,
+    pairs: Sequence[Pair],
+    methods: Mapping[str, Mapper],
+    protocols: Sequence[str],
+    *,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Segmentation of a set of images by several methods, on the same pixels.
+
+    Parameters
+    ----------
+    model
+        Whose preprocessing and input size are used.
+    pairs
+        Pictures with their masks.
+    methods
+        Name to a function of a batch of images and their positions in `pairs`, giving one map per
+        image on any grid, higher where the object should be.
+    protocols
+        Keys of `PROTOCOLS`.
+    batch_size
+        Images per call of a method; the result does not depend on it.
+
+    Returns
+    -------
+    DataFrame
+        Rows of table `segmentation`, without model and data set. An image whose crop holds nothing
+        of the object is left out of that protocol by every method, which is logged and seen in `n`.
+    """
+    counts = {(name, method): Counts(name) for name in protocols for method in methods}
+    span = pixel_range(model.preprocess, model.input_size)
+    for protocol in protocols:
+        skipped = 0
+        for start in range(0, len(pairs), batch_size):
+            positions = np.arange(start, min(start + batch_size, len(pairs)))
+            loaded = [load_pair(model, pairs[int(i)], protocol, span) for i in positions]
+            kept = [i for i, (_, mask) in enumerate(loaded) if mask.any()]
+            skipped += len(loaded) - len(kept)
+            if not kept:
+                continue
+            images = torch.stack([loaded[i][0] for i in kept])
+            for method, mapper in methods.items():
+                heats = upsample(mapper(images, positions[kept]), model.input_size)
+                for heat, i in zip(heats, kept, strict=True):
+                    counts[protocol, method].add(heat, loaded[i][1])
+        if skipped:
+            logger.warning("%s: %d images show nothing of their object", protocol, skipped)
+    rows = [
+        {"protocol": protocol, "method": method, **count.result()}
+        for (protocol, method), count in counts.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def centre_prior(height: int, width: int, spread: float = 0.25) -> Float[np.ndarray, "h w"]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, jaccard_score
 
 from pipeline_lib.errors import DataError
 from pipeline_lib.segmentation import (
     Counts,
+    Pair,
     centre_prior,
     min_max,
     object_mask,
     read_mask,
+    segment,
     squash_mask,
 )
 
@@ -143,3 +147,64 @@ def test_masks_that_do_not_belong_to_their_picture(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not a picture")
     with pytest.raises(DataError, match="cannot be read as a mask"):
         read_mask(tmp_path / "text.png", (4, 6))
+
+
+class CroppingModel:
+    """Stand-in for a model: shorter side to 64, centre crop of 48, pixels to -1 … 1."""
+
+    input_size = (48, 48)
+
+    def _crop(self, picture: Image.Image, resample: Image.Resampling) -> Image.Image:
+        scale = 64 / min(picture.size)
+        picture = picture.resize([round(side * scale) for side in picture.size], resample)
+        left, top = (picture.width - 48) // 2, (picture.height - 48) // 2
+        return picture.crop((left, top, left + 48, top + 48))
+
+    def preprocess(self, picture: Image.Image) -> torch.Tensor:
+        pixels = np.asarray(self._crop(picture, Image.Resampling.BILINEAR)).astype(np.float32)
+        return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
+
+    def preprocess_mask(self, mask: Image.Image) -> np.ndarray:
+        return np.asarray(self._crop(mask, Image.Resampling.NEAREST))
+
+
+def brightness(images: torch.Tensor, positions: np.ndarray) -> np.ndarray:
+    """A method that finds bright objects, whatever the batch."""
+    return images.mean(dim=1).numpy()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Pair]:
+    """Bright rectangles on dark, not square; the last one lies outside the centre crop."""
+    pairs = []
+    for number, left in enumerate((56, 72, 104, 0)):
+        mask = np.zeros((96, 192), np.uint8)
+        mask[24:72, left : left + 24] = 3
+        pixels = np.repeat((mask > 0)[..., None] * 200 + 20, 3, axis=2).astype(np.uint8)
+        pair = Pair(tmp_path / f"{number}.png", tmp_path / f"{number}_mask.png")
+        Image.fromarray(pixels).save(pair.picture)
+        Image.fromarray(mask).save(pair.mask)
+        pairs.append(pair)
+    return pairs
+
+
+def test_masks_follow_their_pictures_under_both_protocols(files: list[Pair]) -> None:
+    table = segment(CroppingModel(), files, {"bright": brightness}, ["C", "V"])
+    rows = table.set_index("protocol")
+    assert rows.loc["C", "miou"] > 0.9 and rows.loc["V", "iou_object"] > 0.8
+    assert rows.loc["C", "n"] == 4
+    assert rows.loc["V", "n"] == 3  # the crop loses the last object
+
+
+def test_the_result_does_not_depend_on_the_batch_size(files: list[Pair]) -> None:
+    methods = {"bright": brightness, "place": lambda images, at: np.cos(at[:, None, None] + grid)}
+    grid = np.arange(9.0).reshape(1, 3, 3)
+    tables = [segment(CroppingModel(), files, methods, ["C", "V"], batch_size=b) for b in (1, 3, 8)]
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+    pd.testing.assert_frame_equal(tables[0], tables[2])
+
+
+def test_a_damaged_picture_is_named(files: list[Pair]) -> None:
+    files[1].picture.write_bytes(files[1].picture.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"1\.png"):
+        segment(CroppingModel(), files, {"bright": brightness}, ["C"])
