@@ -191,7 +191,8 @@ def files(tmp_path: Path) -> list[Pair]:
 def test_masks_follow_their_pictures_under_both_protocols(files: list[Pair]) -> None:
     table = segment(CroppingModel(), files, {"bright": brightness}, ["C", "V"])
     rows = table.set_index("protocol")
-    assert rows.loc["C", "miou"] > 0.9 and rows.loc["V", "iou_object"] > 0.8
+    # Resizing blurs one pixel around an object of six; any shift would cost far more.
+    assert rows.loc["C", "miou"] > 0.8 and rows.loc["V", "iou_object"] > 0.8
     assert rows.loc["C", "n"] == 4
     assert rows.loc["V", "n"] == 3  # the crop loses the last object
 
