@@ -1,10 +1,11 @@
-"""Zarr stores of a data set: laid out once, written by one job a shard, checked on read.
+"""Zarr stores of a data set: shards written by many jobs, described by one, checked on read.
 
 A store's arrays are declared in `pipeline_lib.artifacts.STORES`. Their first axis is the row of
 the manifest; one Zarr shard holds the rows of one job, in smaller chunks that are read and
-decompressed alone. The rule that creates a store owns its metadata; every shard *object* is a
-file of its own, written whole by the one job that owns its rows, so that jobs need no lock and a
-job that is run again replaces what it wrote. What was never written reads as NaN.
+decompressed alone. A shard *object* is a file of its own, made whole and in memory by the one job
+that owns its rows (`write_shard`): it needs no metadata on disk, no lock, and a job that is run
+again replaces what it wrote. When all are there, one job writes the metadata (`write_layout`),
+which makes the folder a store. What was never written reads as NaN.
 
 What the arrays of a dump mean, and which images they belong to, is in `pipeline_lib.dumps`.
 """
@@ -15,14 +16,17 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import zarr
 from jaxtyping import Float, Float32, Integer
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
 
-from pipeline_lib.artifacts import STORES, Array
+from pipeline_lib.artifacts import STORES, Array, atomic_path
 from pipeline_lib.config import chunk_rows
 from pipeline_lib.errors import ArtifactError
 
@@ -41,11 +45,64 @@ def shard_object(store: str | Path, kind: str, array: str, shard: int | str) -> 
     >>> shard_object("x.zarr", "contributions", "representation", 3)
     'x.zarr/representation/c/3/0'
     """
-    axes = _declared(kind, array).axes
-    return "/".join([str(store), array, "c", str(shard), *["0"] * (len(axes) - 1)])
+    return "/".join([str(store), array, *_key(_declared(kind, array), shard)])
 
 
-def create_store(
+def write_shard(
+    path: str | Path,
+    kind: str,
+    shard: int,
+    arrays: Mapping[str, Float[np.ndarray, "rows ..."]],
+    *,
+    shard_size: int,
+    dtype: str = "float32",
+) -> None:
+    """Write one whole shard of every array; what was there before is replaced.
+
+    Parameters
+    ----------
+    path
+        Folder of the store, `….zarr`.
+    kind
+        A key of `STORES`.
+    shard
+        Number of the shard; it holds the rows from `shard * shard_size`.
+    arrays
+        For each array its rows of this shard: `shard_size` of them, or what is left in the last
+        shard. Rows of images that are not active are NaN. Optional arrays may be left out.
+    shard_size
+        Rows of a shard.
+    dtype
+        Of the arrays declared with the dtype of the configuration: float32 or float16.
+
+    Raises
+    ------
+    ArtifactError
+        If arrays are missing or unknown, the rows are no shard, the axes do not fit, or the disk
+        refuses; then no object of this shard is left.
+    """
+    path = Path(path)
+    sizes = _sizes_of(path, kind, shard, arrays, shard_size)
+    objects = {a.name: Path(shard_object(path, kind, a.name, shard)) for a in STORES[kind]}
+    for name in objects:  # an array that the model no longer has must not stay
+        if name not in arrays:
+            objects[name].unlink(missing_ok=True)
+    try:
+        for declared in STORES[kind]:
+            if declared.name in arrays:
+                layout = _layout(declared, sizes, shard_size, dtype)
+                with atomic_path(objects[declared.name]) as beside:
+                    beside.write_bytes(_encoded(declared, layout, arrays[declared.name]))
+    except ArtifactError as error:
+        for written in objects.values():
+            written.unlink(missing_ok=True)
+        raise ArtifactError(
+            f"{error}; nothing of shard {shard} was left. Free some space or choose another "
+            "results folder, and run snakemake again."
+        ) from error
+
+
+def write_layout(
     path: str | Path,
     kind: str,
     sizes: Mapping[str, int],
@@ -54,87 +111,39 @@ def create_store(
     dtype: str = "float32",
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Lay out a store, or make an existing one fit: shards that still fit are kept.
+    """Write a store's metadata; touches no shard, but removes those beyond the last row.
 
     Parameters
     ----------
-    path
-        Folder of the store, `….zarr`.
-    kind
-        A key of `STORES`.
+    path, kind, shard_size, dtype
+        As for the shards.
     sizes
         Length of every axis, by its letter; `n` is the number of rows of the manifest. An
         optional array whose axis is not named is left out.
-    shard_size
-        Rows of one shard: those of one job.
-    dtype
-        Of the arrays declared with the dtype of the configuration: float32 or float16.
     attributes
         JSON-able facts on what the store holds; the same for every run that makes the same store.
 
-    Notes
-    -----
-    More rows resize the arrays and touch no shard. An array whose other axes, dtype or shards
-    differ from what is asked for cannot be read as asked: it is removed and laid out anew.
-
     Raises
     ------
     ArtifactError
-        If the store cannot be written.
+        If the length of an axis is not given, or the store cannot be written.
     """
     path = Path(path)
-    try:
-        group = zarr.open_group(path, mode="a", zarr_format=3)
-        for array in STORES[kind]:
-            _lay_out(group, path, array, sizes, shard_size, dtype)
-        facts = {"kind": kind, "layout": LAYOUT_VERSION, "shard_size": shard_size}
-        group.attrs.put({**dict(attributes or {}), **facts})
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be written: {error}") from error
-
-
-def write_shard(
-    path: str | Path, kind: str, shard: int, arrays: Mapping[str, Float[np.ndarray, "rows ..."]]
-) -> None:
-    """Write one whole shard of every array; what was there before is replaced.
-
-    Parameters
-    ----------
-    arrays
-        For each array of the store its rows of this shard, all of them: `shard_size`, or what is
-        left in the last shard. Rows of images that are not active are NaN.
-
-    Raises
-    ------
-    ArtifactError
-        If arrays are missing or unknown, the rows are not the whole shard, the shape does not
-        fit, or the disk refuses; then no object of this shard is left.
-    """
-    store = Store(path, kind, writable=True)
-    if set(arrays) != set(store.arrays):
-        raise ArtifactError(
-            f"{path}: shard {shard} must have the arrays {sorted(store.arrays)}, got "
-            f"{sorted(arrays)}"
-        )
-    start, stop = store.rows_of(shard)
-    for name, values in arrays.items():
-        expected = (stop - start, *store.arrays[name].shape[1:])
-        if values.shape != expected:
-            raise ArtifactError(
-                f"{path}: shard {shard} of {name!r} must be whole, {expected}, got {values.shape}"
-            )
-    objects = {name: Path(store.object_of(name, shard)) for name in store.arrays}
-    try:
-        for name in store.arrays:  # contributions last: where they are, all the others are
-            objects[name].unlink(missing_ok=True)  # else Zarr reads it first, and may fail on it
-            store.arrays[name][start:stop] = arrays[name]
-    except OSError as error:
-        for written in objects.values():
-            _remove_around(written)
-        raise ArtifactError(
-            f"{path}: shard {shard} cannot be written ({error}); nothing of it was left. "
-            "Free some space or choose another results folder, and run snakemake again."
-        ) from error
+    documents: dict[Path, bytes] = {}
+    for array in STORES[kind]:
+        missing = [axis for axis in array.axes if axis not in sizes]
+        if missing and not array.optional:
+            raise ArtifactError(f"{path}: the length of axis {missing[0]!r} is not known")
+        if not missing:
+            document = _metadata(array, _layout(array, sizes, shard_size, dtype))
+            documents[path / array.name / "zarr.json"] = document
+        _remove_shards(path, kind, array, None if missing else -(-sizes["n"] // shard_size))
+    facts = {"kind": kind, "layout": LAYOUT_VERSION, "shard_size": shard_size}
+    group = zarr.create_group(MemoryStore(), attributes={**dict(attributes or {}), **facts})
+    documents[path / "zarr.json"] = _document(group.store, "zarr.json")
+    for place, document in documents.items():  # the group's last: then the store is complete
+        with atomic_path(place) as beside:
+            beside.write_bytes(document)
 
 
 class Store:
@@ -143,9 +152,9 @@ class Store:
     Attributes
     ----------
     arrays
-        The Zarr arrays by name, in the order in which they are written.
+        The Zarr arrays by name, in the order of their declaration.
     attributes
-        What `create_store` was told of the content.
+        What `write_layout` was told of the content.
     rows, shard_size
         Rows of the store, and of one shard.
 
@@ -155,13 +164,11 @@ class Store:
         If there is no such store, or its layout is not what is declared.
     """
 
-    def __init__(self, path: str | Path, kind: str, *, writable: bool = False) -> None:
+    def __init__(self, path: str | Path, kind: str) -> None:
         self.path, self.kind = Path(path), kind
         try:
-            mode: Literal["r", "r+"] = "r+" if writable else "r"
-            with zarr.config.set({"array.write_empty_chunks": True}):  # a shard is always a file
-                group = zarr.open_group(self.path, mode=mode, zarr_format=3)
-                found = dict(group.arrays())
+            group = zarr.open_group(self.path, mode="r", zarr_format=3)
+            found = dict(group.arrays())
         except (FileNotFoundError, ValueError) as error:
             raise ArtifactError(
                 f"{self.path} is no Zarr store of {kind} ({error}); run snakemake to make it"
@@ -200,13 +207,6 @@ class Store:
                 f"{self.path} is not a valid store of {self.kind}:\n  - {listing}\n"
                 "Delete it and run snakemake again."
             )
-
-    def rows_of(self, shard: int) -> tuple[int, int]:
-        """First row of a shard and the row after its last."""
-        start = shard * self.shard_size
-        if not 0 <= start < self.rows:
-            raise ArtifactError(f"{self.path} has {self.rows} rows, so no shard {shard}")
-        return start, min(start + self.shard_size, self.rows)
 
     def object_of(self, name: str, shard: int) -> str:
         """Path of the file that holds one shard of the array `name`."""
@@ -284,29 +284,69 @@ def _declared(kind: str, name: str) -> Array:
     return next(array for array in STORES[kind] if array.name == name)
 
 
-def _lay_out(
-    group: zarr.Group,
-    path: Path,
-    array: Array,
-    sizes: Mapping[str, int],
-    shard_size: int,
-    dtype: str,
-) -> None:
-    """Create an array, or resize the one that is there, or replace one that does not fit."""
-    missing = [axis for axis in array.axes if axis not in sizes]
-    if missing and not array.optional:
-        raise ArtifactError(f"{path}: the length of axis {missing[0]!r} is not known")
-    layout = None if missing else _layout(array, sizes, shard_size, dtype)
-    if array.name in group:
-        present = group[array.name]
-        if layout is not None and _fits(present, layout):
-            if present.shape != layout["shape"]:
-                present.resize(layout["shape"])
-            return
-        log.warning("%s: %r no longer fits and is laid out anew", path, array.name)
-        shutil.rmtree(path / array.name)
-    if layout is not None:
-        group.create_array(array.name, **layout)
+def _key(array: Array, shard: int | str) -> list[str]:
+    """Parts of the key of a shard: whole in every axis but the first."""
+    return ["c", str(shard), *["0"] * (len(array.axes) - 1)]
+
+
+def _sizes_of(
+    path: Path, kind: str, shard: int, arrays: Mapping[str, np.ndarray], shard_size: int
+) -> dict[str, int]:
+    """Length of every axis, the same in all arrays of a shard."""
+    declared = {array.name: array for array in STORES[kind]}
+    needed = {name for name, array in declared.items() if not array.optional}
+    if not needed <= set(arrays) <= set(declared):
+        raise ArtifactError(
+            f"{path}: shard {shard} must have the arrays {sorted(needed)}, got {sorted(arrays)}"
+        )
+    sizes: dict[str, int] = {}
+    for name, values in arrays.items():
+        axes = declared[name].axes
+        if values.ndim != len(axes):
+            raise ArtifactError(f"{path}: {name!r} must have the axes {axes}, got {values.shape}")
+        for axis, size in zip(axes, values.shape, strict=True):
+            if sizes.setdefault(axis, size) != size:
+                raise ArtifactError(
+                    f"{path}: axis {axis!r} of {name!r} has {size} entries, and {sizes[axis]} in "
+                    f"another array of shard {shard}"
+                )
+    if not 1 <= sizes["n"] <= shard_size:
+        raise ArtifactError(f"{path}: a shard has 1 to {shard_size} rows, got {sizes['n']}")
+    return sizes
+
+
+def _in_memory(array: Array, layout: Mapping[str, Any]) -> zarr.Array:
+    """An empty array of this layout; writes chunks of nothing but NaN too."""
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        group = zarr.create_group(MemoryStore())
+        return group.create_array(array.name, **layout)
+
+
+def _document(store: Any, key: str) -> bytes:
+    content = sync(store.get(key, default_buffer_prototype()))
+    return bytes(content.to_bytes())
+
+
+def _metadata(array: Array, layout: Mapping[str, Any]) -> bytes:
+    return _document(_in_memory(array, layout).store, f"{array.name}/zarr.json")
+
+
+def _encoded(array: Array, layout: Mapping[str, Any], values: np.ndarray) -> bytes:
+    """The bytes of one shard object; what a shard holds does not depend on its number."""
+    empty = _in_memory(array, layout)
+    empty[:] = values
+    return _document(empty.store, "/".join([array.name, *_key(array, 0)]))
+
+
+def _remove_shards(path: Path, kind: str, array: Array, count: int | None) -> None:
+    """Remove the shards of an array from number `count`, or the whole array."""
+    if count is None:
+        shutil.rmtree(path / array.name, ignore_errors=True)
+        return
+    for folder in (path / array.name / "c").glob("*"):
+        if folder.name.isdigit() and int(folder.name) >= count:
+            log.warning("%s: removed shard %s of %r: no rows", path, folder.name, array.name)
+            Path(shard_object(path, kind, array.name, folder.name)).unlink(missing_ok=True)
 
 
 def _layout(array: Array, sizes: Mapping[str, int], shard_size: int, dtype: str) -> dict[str, Any]:
@@ -328,16 +368,6 @@ def _layout(array: Array, sizes: Mapping[str, int], shard_size: int, dtype: str)
     }
 
 
-def _fits(present: Any, layout: Mapping[str, Any]) -> bool:
-    return (
-        isinstance(present, zarr.Array)
-        and present.shape[1:] == layout["shape"][1:]
-        and present.dtype == layout["dtype"]
-        and present.chunks == layout["chunks"]
-        and present.shards == layout["shards"]
-    )
-
-
 def _blocks(
     rows: np.ndarray, chunk: int, shard_size: int
 ) -> list[tuple[Integer[np.ndarray, "m"], int, int]]:
@@ -351,10 +381,3 @@ def _blocks(
     for where in np.split(order, starts[1:]) if rows.size else []:
         blocks.append((where, int(rows[where[0]]), int(rows[where[-1]]) + 1))
     return blocks
-
-
-def _remove_around(written: Path) -> None:
-    """Remove a shard object and what Zarr may have left beside it while writing."""
-    if written.parent.is_dir():
-        for leftover in written.parent.glob(f"{written.name}*"):
-            leftover.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import zarr
 from pipeline_lib.artifacts import STORES, write_table
 from pipeline_lib.dumps import components_path, open_dump, open_features
 from pipeline_lib.errors import ArtifactError
-from pipeline_lib.store import Store, create_store, shard_object, write_shard
+from pipeline_lib.store import Store, shard_object, write_layout, write_shard
 
 SIZES = {"n": 23, "c": 11, "d": 6, "k": 3}
 SHARD = 10
@@ -37,9 +37,9 @@ def part(values: dict[str, np.ndarray], shard: int) -> dict[str, np.ndarray]:
 
 
 def make(path: Path, values: dict[str, np.ndarray], shards: tuple[int, ...] = SHARDS) -> None:
-    create_store(path, "contributions", SIZES, shard_size=SHARD)
     for shard in shards:
-        write_shard(path, "contributions", shard, part(values, shard))
+        write_shard(path, "contributions", shard, part(values, shard), shard_size=SHARD)
+    write_layout(path, "contributions", SIZES, shard_size=SHARD)
 
 
 def manifest(n: int, removed: tuple[int, ...] = ()) -> pd.DataFrame:
@@ -114,15 +114,26 @@ def test_a_shard_without_any_value_is_a_file_too(store: Path) -> None:
     assert Path(shard_object(store, "contributions", "contributions", 0)).is_file()
 
 
-def test_parts_of_shards_are_refused(store: Path) -> None:
-    make(store, arrays(), shards=())
-    short = {name: array[:-1] for name, array in part(arrays(), 0).items()}
-    with pytest.raises(ArtifactError, match="must be whole"):
-        write_shard(store, "contributions", 0, short)
-    with pytest.raises(ArtifactError, match="no shard 3"):
-        write_shard(store, "contributions", 3, part(arrays(), 0))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"error": np.zeros(SHARD - 1, dtype="float32")}, "axis 'n' of 'error' has 9 entries"),
+        ({"error": np.zeros((SHARD, 1), dtype="float32")}, "'error' must have the axes"),
+        ({"eror": np.zeros(SHARD, dtype="float32")}, "must have the arrays"),
+        (
+            {"representation": np.zeros((SHARD, 7), dtype="float32")},
+            "axis 'd' of 'contributions' has 6",
+        ),
+    ],
+)
+def test_what_is_no_shard_is_refused(store: Path, change: dict, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        write_shard(store, "contributions", 0, part(arrays(), 0) | change, shard_size=SHARD)
+    with pytest.raises(ArtifactError, match="a shard has 1 to 9 rows, got 10"):
+        write_shard(store, "contributions", 0, part(arrays(), 0), shard_size=9)
     with pytest.raises(ArtifactError, match="must have the arrays"):
-        write_shard(store, "contributions", 0, {"error": np.zeros(SHARD, dtype="float32")})
+        write_shard(store, "contributions", 0, {}, shard_size=SHARD)
+    assert not store.exists()
 
 
 def test_a_missing_shard_is_named_with_its_repair(store: Path) -> None:
@@ -147,17 +158,16 @@ def test_damage_is_found_named_and_repaired_by_writing_again(store: Path, how: s
     victim.write_bytes(bytes(content[: {"truncated": len(content) // 2, "empty": 0}.get(how)]))
     with pytest.raises(ArtifactError, match="contributions/c/1/0/0 (is damaged|lacks)"):
         Store(store, "contributions").read("contributions", np.arange(10, 20))
-    write_shard(store, "contributions", 1, part(values, 1))
+    write_shard(store, "contributions", 1, part(values, 1), shard_size=SHARD)
     read = Store(store, "contributions").read("contributions", np.arange(23))
     np.testing.assert_array_equal(read, values["contributions"])
 
 
-def test_laying_out_again_keeps_what_was_written(store: Path) -> None:
+def test_more_rows_touch_no_shard(store: Path) -> None:
     values = arrays()
     make(store, values)
     objects = {path: path.stat().st_mtime_ns for path in store.glob("*/c/**/0")}
-    (store / "zarr.json").unlink()  # what Snakemake does before it runs a rule again
-    create_store(store, "contributions", {**SIZES, "n": 37}, shard_size=SHARD)
+    write_layout(store, "contributions", {**SIZES, "n": 37}, shard_size=SHARD)
     assert {path: path.stat().st_mtime_ns for path in objects} == objects
     opened = Store(store, "contributions")
     assert opened.rows == 37
@@ -167,29 +177,38 @@ def test_laying_out_again_keeps_what_was_written(store: Path) -> None:
         opened.read("contributions", np.array([23]))
 
 
-@pytest.mark.parametrize(
-    "change", [{"shard_size": 5}, {"dtype": "float16"}, {"sizes": {**SIZES, "c": 12}}]
-)
-def test_another_layout_replaces_only_the_arrays_that_no_longer_fit(
-    store: Path, change: dict
-) -> None:
+def test_shards_beyond_the_last_row_are_removed(store: Path) -> None:
     make(store, arrays())
-    create_store(store, "contributions", **{"sizes": SIZES, "shard_size": SHARD, **change})
-    assert not list((store / "contributions").glob("c/*"))
-    kept = list((store / "error").glob("c/*"))
-    assert bool(kept) == ("shard_size" not in change)
+    write_layout(store, "contributions", {**SIZES, "n": 20}, shard_size=SHARD)
+    assert sorted(path.parts[-2] for path in store.glob("representation/c/*/0")) == ["0", "1"]
+
+
+def test_a_shard_does_not_depend_on_how_many_there_are(store: Path, tmp_path: Path) -> None:
+    """Written before, after or without the metadata, alone or again: the same bytes."""
+    make(store, arrays())
+    write_shard(tmp_path / "b.zarr", "contributions", 1, part(arrays(), 1), shard_size=SHARD)
+    for name in arrays():
+        paths = [shard_object(s, "contributions", name, 1) for s in (store, tmp_path / "b.zarr")]
+        assert Path(paths[0]).read_bytes() == Path(paths[1]).read_bytes()
 
 
 def test_an_optional_array_is_left_out_where_its_axis_is_not_named(store: Path) -> None:
     sizes = {axis: size for axis, size in SIZES.items() if axis != "k"}
-    create_store(store, "contributions", sizes, shard_size=SHARD)
+    make(store, arrays())
+    write_layout(store, "contributions", sizes, shard_size=SHARD)
     assert "logits" not in Store(store, "contributions").arrays
+    assert not list(store.glob("logits/c/*/0"))
+    without = {name: values for name, values in part(arrays(), 0).items() if name != "logits"}
+    make(store, arrays())
+    write_shard(store, "contributions", 0, without, shard_size=SHARD)
+    assert not Path(shard_object(store, "contributions", "logits", 0)).exists()
 
 
 def test_half_precision_is_read_back_as_float32(store: Path) -> None:
     values = arrays()
-    create_store(store, "contributions", SIZES, shard_size=SHARD, dtype="float16")
-    write_shard(store, "contributions", 0, part(values, 0))
+    half = {"shard_size": SHARD, "dtype": "float16"}
+    write_shard(store, "contributions", 0, part(values, 0), **half)
+    write_layout(store, "contributions", SIZES, **half)
     read = Store(store, "contributions").read("contributions", np.arange(SHARD))
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, values["contributions"][:SHARD].astype("float16"))
@@ -208,10 +227,9 @@ def test_a_store_of_another_kind_or_layout_is_refused(store: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_of_the_shard(store: Path) -> None:
-    big = {**SIZES, "d": 4000}
-    create_store(store, "contributions", big, shard_size=SHARD)
-    with file_size_limit(200_000), pytest.raises(ArtifactError, match="nothing of it was left"):
-        write_shard(store, "contributions", 0, part(arrays(big), 0))
+    big = part(arrays({**SIZES, "d": 4000}), 0)
+    with file_size_limit(200_000), pytest.raises(ArtifactError, match="nothing of shard 0 was"):
+        write_shard(store, "contributions", 0, big, shard_size=SHARD)
     assert [path for path in store.glob("*/c/**/*") if path.is_file()] == []
 
 
@@ -257,10 +275,10 @@ def test_a_dump_that_does_not_belong_to_its_tables_is_refused(
 def test_features_are_read_by_position(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(12, 5)).astype("float32")
     store = tmp_path / "world.zarr"
-    create_store(store, "features", {"n": 12, "e": 5}, shard_size=SHARD)
     for shard in (0, 1):
         rows = values[shard * SHARD : (shard + 1) * SHARD]
-        write_shard(store, "features", shard, {"image_embeddings": rows})
+        write_shard(store, "features", shard, {"image_embeddings": rows}, shard_size=SHARD)
+    write_layout(store, "features", {"n": 12, "e": 5}, shard_size=SHARD)
     write_table("manifest", manifest(12), tmp_path / "images.parquet")
     features = open_features(store, tmp_path / "images.parquet")
     np.testing.assert_array_equal(features.embeddings([11, 3]), values[[11, 3]])
