@@ -77,7 +77,7 @@ class Maps:
         ArtifactError
             The contributions have other components or another width than the maps were fitted on.
         """
-        self._check(contributions)
+        self.check(*contributions.shape[1:])
         if self.weights is None:
             return contributions
         if len(self.weights) == 1:
@@ -86,7 +86,7 @@ class Maps:
 
     def apply_total(self, contributions: Float[Tensor, "n c d"]) -> Float[Tensor, "n e"]:
         """Image of the whole representation `f(z)`, bias included, in one product."""
-        self._check(contributions)
+        self.check(*contributions.shape[1:])
         if self.weights is None:
             return contributions.sum(dim=1) + self.bias
         if len(self.weights) == 1:
@@ -103,19 +103,18 @@ class Maps:
             return vectors.T.expand(components, -1, -1)
         return (self.weights @ vectors.T).expand(components, -1, -1)
 
-    def _check(self, contributions: Tensor) -> None:
-        count, width = contributions.shape[1:]
-        fits = self.weights is None or (
-            len(self.weights) in (1, count) and self.weights.shape[1] == width
-        )
+    def check(self, components: int, width: int) -> None:
+        """Raise unless the maps fit contributions of `components` components of width `d`."""
         if self.weights is None:
             fits = len(self.bias) == width
+        else:
+            fits = len(self.weights) in (1, components) and self.weights.shape[1] == width
         if not fits:
             shape = "identity" if self.weights is None else tuple(self.weights.shape)
             raise ArtifactError(
                 f"maps of shape {shape} (component, model width, CLIP width {len(self.bias)}) do "
-                f"not fit contributions of {count} components of width {width}; fit maps on this "
-                "model's own contributions, or use those of the model they were fitted on"
+                f"not fit contributions of {components} components of width {width}; fit maps on "
+                "this model's own contributions, or use those of the model they were fitted on"
             )
 
 

@@ -1,0 +1,270 @@
+"""Text labels of components: the texts whose directions explain most of a component's variance.
+
+Everything works on second moments (`scores.moments`), so its cost does not depend on the number of
+images. Axis letters: `k` text, `e` width of the CLIP space, `m` coordinates in which texts are
+given, `p` directions in which a component varies, `s` step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline_lib.errors import DataError, close_matches
+from pipeline_lib.scores import Moments
+
+Method = Literal["textspan", "published", "omp"]
+METHODS: tuple[Method, ...] = ("textspan", "published", "omp")
+
+#: Rank of the published method.
+PUBLISHED_RANK = 80
+#: Directions in which a component has less than this share of its largest variance are rounding.
+VARIANCE_TOLERANCE = 1e-8
+#: Components with less than this share of the largest component's variance are constant.
+CONSTANT = 1e-10
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Texts of one component in the order in which they were picked.
+
+    Attributes
+    ----------
+    texts
+        Indices into the pool.
+    gains
+        Share of the component's variance that each text adds.
+    bounds
+        Share that the same number of principal components explains; no texts can explain more.
+    directions
+        Orthonormal directions removed by the texts `[s, e]`; the first `j` explain what the first
+        `j` texts do.
+    """
+
+    texts: Sequence[int]
+    gains: Sequence[float]
+    bounds: Sequence[float]
+    directions: Float[Tensor, "s e"]
+
+
+def label_components(
+    found: Moments,
+    pool: Float[Tensor, "k e"],
+    *,
+    count: int = 10,
+    method: Method = "textspan",
+    min_gain: float = 0.005,
+    min_residual: float = 0.3,
+) -> list[Labels]:
+    """Texts that explain each component, from the most to the least.
+
+    Parameters
+    ----------
+    found
+        Moments of the mapped contributions.
+    pool
+        Unit text embeddings.
+    count
+        Texts per component at most.
+    method
+        `textspan`: texts are projected to the directions in which the component varies; the text
+        whose remaining direction explains most variance is picked, and removed from contributions
+        and texts. `published`: the same with P1's choices: texts are projected to the first
+        `PUBLISHED_RANK` uncentred singular vectors, are not renormalised (so that a text of which
+        little is left is seldom picked), and it never stops. `omp`: orthogonal matching pursuit
+        on the whole texts: only what lies in the span of the picked texts counts as explained.
+    min_gain
+        Share of the variance below which no further text is picked (not `published`).
+    min_residual
+        Share of its length that a text must have kept to be picked (not `published`): what is
+        left of a text that resembles picked ones is no longer what the text says.
+
+    Returns
+    -------
+    list
+        One entry per component; without texts where the component does not vary.
+
+    Raises
+    ------
+    DataError
+        The pool is empty or holds NaN, or too few images or texts are there for what is asked.
+
+    Notes
+    -----
+    P1 section 4 (TextSpan, algorithm 1).
+    """
+    if method not in METHODS:
+        raise DataError(f"{method!r} is no method of labelling; {close_matches(method, METHODS)}")
+    _check_pool(found, pool, count, method)
+    pool = pool.double()
+    variances = found.variances()
+    labels = []
+    for component, variance in enumerate(variances.tolist()):
+        if variance <= CONSTANT * float(variances.max()):
+            labels.append(Labels([], [], [], pool.new_zeros(0, pool.shape[1])))
+            continue
+        factor = _factor(found, component)
+        frame = _frame(found, component, factor, method)
+        labels.append(
+            _greedy(pool, frame, factor, count, method != "published", min_gain, min_residual)
+        )
+    return labels
+
+
+def label_table(
+    found: Moments,
+    labels: Sequence[Labels],
+    texts: Sequence[str],
+    categories: Sequence[str],
+    components: pd.DataFrame,
+) -> pd.DataFrame:
+    """Rows of table `labels`, without model and data set: one per component and text."""
+    rows = []
+    facts = components[["component", "id", "kind", "layer", "head"]].to_dict("records")
+    for fact, label, strength in zip(facts, labels, found.strengths.tolist(), strict=True):
+        cumulative = 0.0
+        for rank, (text, gain, bound) in enumerate(
+            zip(label.texts, label.gains, label.bounds, strict=True)
+        ):
+            cumulative += gain
+            rows.append(
+                fact
+                | {
+                    "rank": rank,
+                    "text": texts[text],
+                    "category": categories[text],
+                    "variance": gain,
+                    "cumulative": cumulative,
+                    "cumulative_pca": bound,
+                    "strength": strength,
+                }
+            )
+    columns = ["component", "id", "kind", "layer", "head", "rank", "text", "category"]
+    columns += ["variance", "cumulative", "cumulative_pca", "strength"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def explained(
+    found: Moments, component: int, directions: Float[Tensor, "s e"]
+) -> Float[Tensor, " s"]:
+    """Cumulative share of a component's variance along orthonormal `directions`.
+
+    With the moments of other images than those the directions were found on, this is the variance
+    explained on held-out images.
+    """
+    factor = _factor(found, component)
+    along = (directions.double() @ factor.T).square().sum(dim=1)
+    return along.cumsum(0) / factor.square().sum().clamp_min(1e-300)
+
+
+def _factor(found: Moments, component: int) -> Float[Tensor, "p e"]:
+    """Rows whose Gram matrix is the covariance of a mapped component; orthogonal, largest first."""
+    eigenvalues, vectors = torch.linalg.eigh(found.within[component])
+    roots = eigenvalues.clamp_min(0).sqrt()
+    rows = (roots * vectors).T @ found.blocks[found.bases.slices[component]]
+    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
+    keep = singular.square() > VARIANCE_TOLERANCE * singular[0].square()
+    return singular[keep, None] * right[keep]
+
+
+def _frame(
+    found: Moments, component: int, factor: Float[Tensor, "p e"], method: Method
+) -> Float[Tensor, "m e"] | None:
+    """Orthonormal directions that texts are projected to; `None` where they are taken whole."""
+    if method == "omp":
+        return None
+    if method == "textspan":
+        return factor / factor.norm(dim=1, keepdim=True)
+    columns = found.bases.slices[component]
+    mean = found.mean[columns] @ found.blocks[columns]
+    rows = torch.cat([factor, mean[None]])
+    right = torch.linalg.svd(rows, full_matrices=False).Vh
+    return right[:PUBLISHED_RANK]
+
+
+def _greedy(
+    pool: Float[Tensor, "k e"],
+    frame: Float[Tensor, "m e"] | None,
+    factor: Float[Tensor, "p e"],
+    count: int,
+    renormalise: bool,
+    min_gain: float,
+    min_residual: float,
+) -> Labels:
+    """Pick texts one after another; each is removed from the contributions and from the texts.
+
+    The variance along a text's remaining direction `t` is `‖factor t‖²`: the directions removed
+    before are orthogonal to `t`, so the contributions need not be changed.
+    """
+    texts = pool if frame is None else pool @ frame.T
+    reading = factor if frame is None else factor @ frame.T
+    total = factor.square().sum()
+    along = texts @ reading.T
+    squares = texts.square().sum(dim=1)
+    floor = min_residual**2 * squares if renormalise else 1e-12 * squares.max()
+    floor = torch.as_tensor(floor).clamp_min(1e-12 * squares.max())
+    picked: list[int] = []
+    gains: list[float] = []
+    directions: list[Tensor] = []
+    for _ in range(count):
+        variance = along.square().sum(dim=1)
+        score = variance / squares.clamp_min(1e-300) if renormalise else variance
+        best = int(torch.where(squares > floor, score, -1.0).argmax())
+        if squares[best] <= torch.broadcast_to(floor, squares.shape)[best]:
+            break
+        direction = _remaining(texts[best], directions)
+        gain = float((reading @ direction).square().sum() / total)
+        if renormalise and gain < min_gain:
+            break
+        share = texts @ direction
+        squares = squares - share.square()
+        along = along - share[:, None] * (reading @ direction)
+        picked.append(best)
+        gains.append(gain)
+        directions.append(direction)
+    stacked = torch.stack(directions) if directions else texts.new_zeros(0, texts.shape[1])
+    bounds = factor.square().sum(dim=1).cumsum(0) / total
+    return Labels(
+        texts=picked,
+        gains=gains,
+        bounds=[float(bounds[min(step, len(bounds) - 1)]) for step in range(len(picked))],
+        directions=stacked if frame is None else stacked @ frame,
+    )
+
+
+def _remaining(text: Float[Tensor, " m"], directions: Sequence[Tensor]) -> Float[Tensor, " m"]:
+    """Unit vector of what is left of a text after the directions picked before it."""
+    rest = text
+    for _ in range(2):  # twice is enough to be orthogonal to rounding
+        for direction in directions:
+            rest = rest - (rest @ direction) * direction
+    return rest / rest.norm()
+
+
+def _check_pool(found: Moments, pool: Tensor, count: int, method: Method) -> None:
+    if len(pool) < count:
+        raise DataError(
+            f"{count} texts per component are asked for, but the pool has {len(pool)}; "
+            "lower scores.texts_per_component or use a larger text pool"
+        )
+    if pool.shape[1] != found.total.shape[0]:
+        raise DataError(
+            f"texts have width {pool.shape[1]}, contributions are mapped to width "
+            f"{found.total.shape[0]}: they belong to different CLIP spaces"
+        )
+    if not torch.isfinite(pool).all():
+        raise DataError("the text embeddings of the pool hold NaN or infinity")
+    rank = min(PUBLISHED_RANK, pool.shape[1]) if method == "published" else count
+    if found.n <= rank:
+        raise DataError(
+            f"{found.n} images are too few for {rank} directions per component; use more than "
+            f"{rank} images or ask for fewer texts"
+        )
+    if method == "published" and count > rank:
+        raise DataError(f"the published method has rank {rank}; it cannot give {count} texts")
