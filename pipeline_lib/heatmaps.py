@@ -149,54 +149,47 @@ def common_scale(maps: Float[np.ndarray, "n h w"]) -> float:
 
 def draw_overlay(
     image: UInt8[np.ndarray, "h w 3"],
-    heats: Sequence[tuple[str, Float[np.ndarray, "h w"]]],
+    heat: Float[np.ndarray, "h w"],
     scale: float,
     path: str | Path,
     *,
-    title: str = "picture",
+    title: str = "",
     mask: Bool[np.ndarray, "h w"] | None = None,
     unit: str = "contribution",
 ) -> None:
-    """PNG with the picture as the model sees it, and each map over it with a colour bar.
+    """PNG with a map over the picture as the model sees it, and a colour bar.
 
     Parameters
     ----------
     image
         The model's crop of the picture.
-    heats
-        Title and map of each overlay.
+    heat
+        Map at the size of `image`.
     scale
         Value at the ends of the colour bar, from `common_scale`.
     path
         PNG to write; it appears complete or not at all.
     title
-        Title of the picture.
+        Title above the picture.
     mask
         Object, drawn as an outline.
     unit
         Label of the colour bar.
     """
-    count = len(heats) + 1
     height, width = image.shape[:2]
-    size = (2.4 * count * width / height + 0.8, 2.75)
-    figure, grid = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False)
-    axes = grid[0]
+    size = (3.2 * width / height + 0.9, 3.2 + (0.25 if title else 0.0))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
     norm = TwoSlopeNorm(0.0, -scale, scale)
-    axes[0].imshow(image)
-    axes[0].set_title(title, fontsize=9)
     grey = np.asarray(Image.fromarray(image).convert("L"))
-    for axis, (name, heat) in zip(axes[1:], heats, strict=True):
-        axis.imshow(grey, cmap="gray", vmin=-60, vmax=315)
-        strength = np.clip(np.abs(heat) / scale, 0.0, 1.0)
-        axis.imshow(heat, cmap=PALETTE, norm=norm, alpha=0.15 + 0.7 * strength)
-        if mask is not None and mask.any() and not mask.all():
-            axis.contour(mask, levels=[0.5], colors="black", linewidths=0.8)
-        axis.set_title(name, fontsize=9)
-    for axis in axes:
-        axis.set_axis_off()
-    bar = figure.colorbar(
-        plt.cm.ScalarMappable(norm=norm, cmap=PALETTE), ax=list(axes), fraction=0.04, pad=0.02
-    )
+    axis.imshow(grey, cmap="gray", vmin=-60, vmax=315)
+    strength = np.clip(np.abs(heat) / scale, 0.0, 1.0)
+    axis.imshow(heat, cmap=PALETTE, norm=norm, alpha=0.15 + 0.7 * strength)
+    if mask is not None and mask.any() and not mask.all():
+        axis.contour(mask, levels=[0.5], colors="black", linewidths=0.8)
+    axis.set_title(title, fontsize=9)
+    axis.set_axis_off()
+    colours = plt.cm.ScalarMappable(norm=norm, cmap=PALETTE)
+    bar = figure.colorbar(colours, ax=axis, fraction=0.045, pad=0.02)
     bar.set_label(unit, fontsize=8)
     bar.set_ticks([-scale, 0.0, scale], labels=[f"{-scale:.2g}", "0", f"{scale:.2g}"], fontsize=8)
     try:

@@ -105,7 +105,7 @@ def test_overlay_is_a_picture_with_warm_where_positive(tmp_path: Path) -> None:
     heat = np.zeros((40, 40))
     heat[:, :20], heat[:, 20:] = 0.7, -0.7
     path = tmp_path / "overlay.png"
-    draw_overlay(image, [("left", heat)], 1.0, path, mask=heat > 0)
+    draw_overlay(image, heat, 1.0, path, mask=heat > 0)
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     warm = np.argwhere((pixels[..., 0] - pixels[..., 2]) > 60)
     cold = np.argwhere((pixels[..., 2] - pixels[..., 0]) > 60)
@@ -118,4 +118,4 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     with pytest.raises(ArtifactError, match="cannot be written"):
-        draw_overlay(np.zeros((8, 8, 3), np.uint8), [], 1.0, blocked / "overlay.png")
+        draw_overlay(np.zeros((8, 8, 3), np.uint8), np.eye(8), 1.0, blocked / "overlay.png")
