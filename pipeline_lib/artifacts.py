@@ -322,13 +322,13 @@ _TABLES = (
     ),
     Table(
         "top_images",
-        "The images on which a component writes most along its direction, for the report.",
+        "The images on which a component writes most along its first text, for the report.",
         (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
             Column("component", "int64", "index on the axis c"),
             Column("id", "string", "name of the component"),
-            Column("direction", "string", "text: its first text; axis: its first principal axis"),
+            Column("text", "string", "its first text"),
             Column("rank", "int64", "0 for the first"),
             Column("image_id", "string", "image"),
             Column("score", "float64", "standard deviations above the mean over images"),
@@ -346,7 +346,11 @@ _TABLES = (
             Column("other_component", "int64", "index on the other model's axis c"),
             Column("other_id", "string", "name of the other component"),
             Column("rank", "int64", "0 for the most similar of that model"),
-            Column("similarity", "float64", "linear CKA over images, 0 to 1"),
+            Column(
+                "similarity",
+                "float64",
+                "linear CKA over images (unbiased), at most 1; near 0 by chance",
+            ),
             Column("n", "int64", "images compared"),
         ),
     ),

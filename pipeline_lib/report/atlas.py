@@ -99,7 +99,7 @@ def atlas(run: Run, book: PictureBook) -> dict[str, Any]:
     Returns
     -------
     dict
-        `measures`: what the map can show (key, label, signed); `features`; `roles`; `models`, each
+        `measures`: what the map can show (key, name, label); `features`; `roles`; `models`, each
         with its components.
     """
     features = list(dict.fromkeys(run["scores"]["feature"])) if len(run["scores"]) else []
@@ -118,18 +118,16 @@ def atlas(run: Run, book: PictureBook) -> dict[str, Any]:
     }
 
 
-def _measures(run: Run, features: list[str], targets: list[str]) -> Iterator[dict[str, Any]]:
+def _measures(run: Run, features: list[str], targets: list[str]) -> Iterator[dict[str, str]]:
     if len(run["labels"]):
-        label = "direct effect: share of the representation's variance"
-        yield {"key": "strength", "label": label, "signed": False, "share": True}
+        label = "share of the representation’s variance"
+        yield {"key": "strength", "name": "direct effect", "label": label}
     for name in features:
-        yield {"key": f"score:{name}", "label": f"{name}: share of the feature's variance"} | {
-            "signed": True,
-            "share": True,
-        }
+        label = f"share of the variance of {name}; sums to 100\u202f% over a model"
+        yield {"key": f"score:{name}", "name": f"score for {name}", "label": label}
     for name in targets:
-        label = f"{name}: accuracy lost when the component is replaced by its mean"
-        yield {"key": f"drop:{name}", "label": label, "signed": True, "share": True}
+        label = f"accuracy on {name} lost when the component is replaced by its mean"
+        yield {"key": f"drop:{name}", "name": f"loss on {name}", "label": label}
 
 
 class _Lookup:
@@ -166,7 +164,6 @@ class _Lookup:
         card |= {"row": place[0], "slot": place[1], "values": self._values(key, part["id"])}
         card["texts"] = [] if labels is None else _texts(labels)
         card["role"] = None if labels is None else role_of(labels["category"].tolist())
-        card["direction"] = None if images is None else images["direction"].iloc[0]
         card["images"] = [] if images is None else self._pictures(images)
         card["near"] = _neighbours(self._near.get(key))
         return card

@@ -12,24 +12,24 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pipeline_lib.report.style import LINES, MARKERS, colour, series_colour
 
 #: What stands for the decomposition's own result, drawn first and boldest wherever it appears.
-OWN_METHODS = ("components", "decomposition", "compalign", "identity", "ablated")
-#: What stands for chance, drawn as a grey tick.
-CHANCE_METHODS = ("chance", "area")
+OWN_METHODS = ("components", "decomposition", "compalign", "ablated")
+#: What only says where the scale lies (chance, or an identity), drawn as a grey tick.
+TICK_METHODS = ("chance", "area", "identity")
 
 
 def as_percent(axes: Axes, axis: str = "x") -> None:
     """Label an axis of shares in per cent."""
     chosen = axes.xaxis if axis == "x" else axes.yaxis
-    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-    chosen.set_major_locator(MaxNLocator(5))
+    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}\u202f%"))
+    chosen.set_major_locator(MaxNLocator(4))
 
 
 def order_methods(methods: Sequence[str]) -> list[str]:
-    """The decomposition's own method first, chance last, the others as they come."""
+    """The decomposition's own method first, ticks last, the others as they come."""
     present = list(dict.fromkeys(methods))
     own = [name for name in present if name in OWN_METHODS]
-    chance = [name for name in present if name in CHANCE_METHODS]
-    return own + [name for name in present if name not in (*own, *chance)] + chance
+    ticks = [name for name in present if name in TICK_METHODS]
+    return own + [name for name in present if name not in (*own, *ticks)] + ticks
 
 
 def dot_rows(
@@ -57,15 +57,15 @@ def dot_rows(
         names = order_methods(list(values))
         axes.hlines(places, *_span(values, limits), color=colour("line"), linewidth=0.8, zorder=0)
         for order, name in reversed(list(enumerate(names))):
-            chance = name in CHANCE_METHODS
+            tick = name in TICK_METHODS
             axes.plot(
                 values[name],
                 places,
                 linestyle="none",
-                marker="|" if chance else MARKERS[order % len(MARKERS)],
-                markersize=11 if chance else (8 if order == 0 else 6),
-                markeredgewidth=1.6 if chance else 0,
-                color=colour("faint") if chance else series_colour(order),
+                marker="|" if tick else MARKERS[order % len(MARKERS)],
+                markersize=11 if tick else (8 if order == 0 else 6),
+                markeredgewidth=1.6 if tick else 0,
+                color=colour("faint") if tick else series_colour(order),
                 label=name.replace("_", " "),
             )
         axes.set_yticks(places, rows)

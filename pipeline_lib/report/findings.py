@@ -194,7 +194,7 @@ def _retrieval(run: Run) -> Markup | None:
         if name in means
     ]
     return Markup(
-        "Asked by {} for one property, a feature's top components have it right in <b>{}</b> of "
+        "Asked by {} for one property, a feature’s top components have it right in <b>{}</b> of "
         "the first {} images{}, on average over {} and {}."
     ).format(
         query,
@@ -274,7 +274,7 @@ def _spurious(run: Run) -> Markup | None:
     if len(control.dropna()):
         extra.append(f"random components change the worst group by {points(control.mean())}")
     spread = ""
-    if len(ablated) > 1:
+    if points(ablated.min()) != points(ablated.max()):
         low, high = ablated.idxmin(), ablated.idxmax()
         spread = f", from {points(ablated[low])} ({low}) to {points(ablated[high])} ({high})"
     return Markup(

@@ -1,4 +1,4 @@
-"""The page: sections, first screen and data, rendered into one HTML file that needs nothing else."""
+"""The page: sections, first screen and data in one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline_lib.report.sections.meaning import scores_section
 from pipeline_lib.report.sections.model import contributions_section, maps_section
 from pipeline_lib.report.sections.provenance import config_text, provenance_section
 from pipeline_lib.report.style import compose, css_variables
-from pipeline_lib.report.words import percent, plural, scientific, whole
+from pipeline_lib.report.words import listed, percent, plural, scientific, whole
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
-    environment.filters["whole"] = whole
+    environment.filters["listed"] = listed
     environment.filters["svg"] = lambda panel, prefix: Markup(panel.themed(prefix))
     return environment
 

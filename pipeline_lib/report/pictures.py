@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from pipeline_lib.errors import ArtifactError
+from pipeline_lib.images import read_image
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +93,10 @@ class PictureBook:
 
         Raises
         ------
+        DataError
+            A picture is missing or cannot be read.
         ArtifactError
-            A picture cannot be read, or the pictures do not fit at the smallest size.
+            The pictures do not fit at the smallest size.
         """
         for scale in _SCALES:
             encoded = {
@@ -115,11 +118,7 @@ class PictureBook:
 
 
 def _webp(path: Path, side: int) -> bytes:
-    try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ArtifactError(f"{path} cannot be shown in the report: {error}") from error
+    picture = read_image(path)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=82, method=4)

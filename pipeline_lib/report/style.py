@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import matplotlib as mpl
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
-from markupsafe import escape
 
 #: Role of a colour to its value on a light and on a dark page. The series colours keep their order
 #: of lightness apart for readers with any of the common colour-vision deficiencies (after Okabe
@@ -161,7 +161,7 @@ def _clean(svg: str, width: int, height: int) -> str:
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="{box}" width="{width}" height="{height}" '
-        f'style="stroke-linejoin: round">{body.strip()}</svg>'
+        f'style="stroke-linejoin: round; max-width: {round(1.12 * width)}px">{body.strip()}</svg>'
     )
 
 

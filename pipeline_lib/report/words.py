@@ -140,4 +140,4 @@ def spaced(name: str) -> str:
 
 def _minus(text: str) -> str:
     number = text.replace("-", "−")
-    return number[1:] if set(number) <= set("−0.") else number
+    return number.lstrip("−") if set(number) <= set("−0.") else number

@@ -296,8 +296,10 @@ def _write_cards(
     for row in components[components["kind"] == "head"].itertuples():
         for rank, place in enumerate(rng.permutation(len(images))[:6]):
             score = float(2.0 - 0.2 * rank)
-            rows.append((model, "world", row.component, row.id, "text", rank, images[place], score))
-    names = ["model", "dataset", "component", "id", "direction", "rank", "image_id", "score"]
+            rows.append(
+                (model, "world", row.component, row.id, "a text", rank, images[place], score)
+            )
+    names = ["model", "dataset", "component", "id", "text", "rank", "image_id", "score"]
     table = pd.DataFrame(rows, columns=names)
     path = run / "report" / "top_images" / model / "world.parquet"
     write_table("top_images", table, path, PROVENANCE)

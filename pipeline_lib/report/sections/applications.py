@@ -37,7 +37,7 @@ _ABOUT = {
     "ablation": "How the accuracy falls when components are replaced by their mean over images.",
     "retrieval": "Images found by one property alone, with the components that carry it.",
     "heatmaps": "Where in the image a text or a class gets its direct contribution from.",
-    "segmentation": "The heat maps, thresholded and held against the object's mask.",
+    "segmentation": "The heat maps, thresholded and held against the object’s mask.",
     "spurious": "Components that carry a cue which does not hold are replaced by their means.",
 }
 _AVERAGES = ("worst", "mean", "test", "train_weighted")
@@ -111,7 +111,7 @@ def _curves(run: Run) -> Figure:
 
 def _classifiers(run: Run, table: pd.DataFrame) -> str:
     used = table.groupby("classifier", sort=False)["model"].unique()
-    words = {"own": "the model's own", "zero_shot": "zero-shot by text", "probe": "a linear probe"}
+    words = {"own": "the model’s own", "zero_shot": "zero-shot by text", "probe": "a linear probe"}
     return "; ".join(
         f"{words.get(str(k), spaced(str(k)))} ({', '.join(v)})" for k, v in used.items()
     )
@@ -134,8 +134,8 @@ def _curve_panel(part: pd.DataFrame, model: str) -> Panel:
                 label=words,
             )  # fmt: skip
         for curve, words, side in (
-            ("all_mlp", "all MLPs", "bottom"),
-            ("all_attention", "all attention", "bottom"),
+            ("all_mlp", "all MLPs", "right"),
+            ("all_attention", "all attention", "left"),
         ):
             level = part.loc[part["curve"] == curve, "accuracy"]
             if len(level):
@@ -144,10 +144,10 @@ def _curve_panel(part: pd.DataFrame, model: str) -> Panel:
                 )
                 axes.annotate(
                     words,
-                    (0.01, level.mean()),
-                    xytext=(2, 2),
+                    (0.01 if side == "left" else 0.99, level.mean()),
+                    xytext=(0, 2),
                     textcoords="offset points",
-                    va=side,
+                    ha=side,
                     fontsize=7.5,
                     color=colour("muted"),
                 )
@@ -235,8 +235,8 @@ def _precision(run: Run) -> Figure:
         Caption(
             f"Share of the first {k} images that have the property asked for (higher is better), "
             "and that share another property of the query (nearer to chance is better).",
-            "By text: mapped contributions of a feature's top components against the text. By "
-            "image: their unmapped contributions against the probe's. Averaged over the features.",
+            "By text: mapped contributions of a feature’s top components against the text. By "
+            "image: their unmapped contributions against the probe’s. Averaged over the features.",
             f"{plural(int(table['n'].max()), 'image')} of {_dataset(run, 'retrieval')}, "
             f"{plural(int(table['queries'].max()), 'query', 'queries')} for each feature",
         ),
@@ -328,7 +328,8 @@ def _overlays(run: Run, book: PictureBook) -> Gallery:
         rows = []
         part = table[table["model"] == model]
         for (dataset, image), maps in part.groupby(["dataset", "image_id"], sort=False):
-            lead = Picture(book.image(str(dataset), str(image), large=True), "image")
+            key = book.image(str(dataset), str(image), large=True)
+            lead = Picture(key, book.note(key))
             pictures = [
                 Picture(
                     book.file(f"{folders[model]}/{row.file}", f"heat map for {row.direction}"),
@@ -366,7 +367,7 @@ def _mass(run: Run) -> Figure:
         "heat-on-object",
         "Heat on the object",
         Caption(
-            "Share of the positive heat that falls inside the object's mask, and the share of the "
+            "Share of the positive heat that falls inside the object’s mask, and the share of the "
             "image that the mask covers.",
             "Mean over the maps shown above.",
             plural(len(table), "map"),
@@ -396,11 +397,11 @@ def _segmentation(run: Run) -> Figure:
         panels.append(draw_panel(draw, f"protocol {protocol}", 4.3, 1.4 + 0.3 * len(rows)))
     return Figure(
         "segmentation",
-        "Overlap with the object's mask",
+        "Overlap with the object’s mask",
         Caption(
-            "Overlap between the thresholded map and the object's mask, beside the baselines of "
+            "Overlap between the thresholded map and the object’s mask, beside the baselines of "
             "the same run.",
-            "C (Chefer et al.): threshold at the map's mean, mean of foreground and background "
+            "C (Chefer et al.): threshold at the map’s mean, mean of foreground and background "
             "IoU pooled over the set. V (Balasubramanian et al.): IoU of the foreground only.",
             plural(int(table["n"].max()), "image"),
         ),
@@ -534,7 +535,7 @@ def _averages(run: Run) -> Listing:
         "Averages, and what was ablated",
         Caption(
             "Accuracy of the worst group and the three averages.",
-            "Random: mean over the draws of each draw's own value.",
+            "Random: mean over the draws of each draw’s own value.",
             plural(_group_size(table), "image") + " in the smallest group",
         ),
         fields,

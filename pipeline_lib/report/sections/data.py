@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -38,7 +40,7 @@ def manifest_section(run: Run, book: PictureBook) -> Section:
     return Section(
         key="manifest",
         title="Manifest",
-        about="The images that went in: one row per image, with a stable id and a hash of its file.",
+        about="The images that went in: one row for each, with a stable id and a hash of its file.",
         blocks=blocks,
     )
 
@@ -208,7 +210,7 @@ def _similarity(run: Run, concepts: pd.DataFrame) -> Figure:
         vectors = np.stack(part["embedding"].to_list()).astype(np.float64)
         cosine = vectors @ vectors.T
         features = list(dict.fromkeys(part["feature"]))
-        panels.append(draw_panel(_matrix(cosine, part["feature"].tolist()), str(space), 3.3, 3.2))
+        panels.append(draw_panel(_matrix(cosine, part["feature"].tolist()), str(space), 3.5, 2.9))
         rows += _mean_cosines(str(space), cosine, part["feature"].to_numpy(), features)
     return Figure(
         "text-similarity",
@@ -254,7 +256,7 @@ def _matrix(cosine: np.ndarray, feature: list[str]):  # type: ignore[no-untyped-
         for edge in edges[1:-1]:
             axes.axhline(edge - 0.5, color=colour("surface"), linewidth=1)
             axes.axvline(edge - 0.5, color=colour("surface"), linewidth=1)
-        middles = [(a + b - 1) / 2 for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        middles = [(a + b - 1) / 2 for a, b in pairwise(edges)]
         names = [feature[edge] for edge in edges[:-1]]
         axes.set_yticks(middles, names)
         axes.set_xticks(middles, names, rotation=90 if len(names) > 6 else 0)

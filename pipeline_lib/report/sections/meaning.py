@@ -28,6 +28,8 @@ from pipeline_lib.report.words import listed, percent, plural, whole
 
 #: Share of a feature's score whose number of components is reported.
 CARRIED = 0.9
+#: Heading of the share in the representation itself, beside those in the features.
+_WHOLE = "direct effect"
 
 
 def scores_section(run: Run) -> Section:
@@ -69,7 +71,7 @@ def _atlas(run: Run) -> Atlas:
         Caption(
             "Every component of every model, from the input (top) to the output: heads on the "
             "left, the other parts of the block beside them.",
-            "Direct effect: the component's share of the variance of the representation. Score of a "
+            "Direct effect: the component’s share of the representation’s variance. Score of a "
             "feature: share of the variance in the span of its descriptors (trace form; sums to 1 "
             "over the components; a negative share works against the rest)."
             + (
@@ -100,7 +102,7 @@ def _depth(run: Run) -> Figure:
         "depth",
         "Where in depth each feature lives",
         Caption(
-            "Share of each feature's score carried up to a depth.",
+            "Share of each feature’s score carried up to a depth.",
             "Scores summed over the components of a layer, then from the input on; depth is the "
             "layer over the last layer.",
             _images(run),
@@ -234,7 +236,7 @@ def _explained(run: Run) -> Figure:
         "explained",
         "How much of a head its texts explain",
         Caption(
-            "Share of a head's variance explained by its first texts: median over heads and the "
+            "Share of a head’s variance explained by its first texts: median over heads and the "
             "middle half, beside the same number of principal components (dashed).",
             "Greedy choice of texts (TextSpan); principal components are the most that any "
             "directions could explain.",
@@ -274,7 +276,7 @@ def _explained_panel(part: pd.DataFrame, model: str) -> Panel:
 
 def _tree(run: Run) -> Tree:
     scores = run["scores"]
-    features = list(dict.fromkeys(scores["feature"]))
+    features = [_WHOLE, *dict.fromkeys(scores["feature"])]
     tabs = {}
     for model in run.models:
         parts = run["components"]
@@ -283,14 +285,17 @@ def _tree(run: Run) -> Tree:
             index="component", columns="feature", values="score", sort=False
         )
         texts = run["labels"][run["labels"]["model"] == model]
+        shares[_WHOLE] = texts.drop_duplicates("component").set_index("component")["strength"]
+        shares = shares.fillna(0.0)
         first = texts.sort_values("rank").groupby("component")["text"].apply(list).to_dict()
-        tabs[model] = _branches(model, parts, shares.reindex(columns=features), first)
+        tabs[model] = _branches(model, parts, shares, first)
     return Tree(
         "tree",
         "From the representation to the component",
         Caption(
-            "A model opened from coarse to fine: share of each feature's score in the parts.",
-            "Scores of the components summed over what lies below; the shares of the parts add up "
+            "A model opened from coarse to fine: share of its parts in the variance of the "
+            "representation and in that of each feature.",
+            "Direct effects and scores of the components summed over what lies below; the shares of the parts add up "
             "to that of the whole.",
             _images(run),
         ),

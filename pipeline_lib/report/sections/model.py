@@ -34,7 +34,7 @@ def contributions_section(run: Run) -> Section:
     return Section(
         key="contributions",
         title="Contributions",
-        about="Each model's representation, written as an exact sum of the direct contributions "
+        about="Each model’s representation, written as an exact sum of the direct contributions "
         "of its parts: every attention head, MLP, convolution, the stem, and the biases.",
         blocks=blocks,
     )
@@ -47,7 +47,7 @@ def _models(run: Run) -> Listing:
         parts = run["components"]
         parts = parts[parts["model"] == model].drop_duplicates("component")
         kinds = parts["kind"].value_counts()
-        facts = _facts(run, model)
+        facts = model_facts(run, model)
         rows.append(
             {
                 "model": model,
@@ -71,14 +71,13 @@ def _models(run: Run) -> Listing:
     return Listing("models", "Models", None, fields, pd.DataFrame(rows), run.files["components"])
 
 
-def _facts(run: Run, model: str) -> dict[str, object]:
+def model_facts(run: Run, model: str) -> dict[str, object]:
     """What the dump of a model says of its making."""
-    table = run.provenance
-    rows = table[
-        (table["table"] == "components")
-        & table["artifact"].str.startswith(f"contributions/{model}/")
-    ]
-    return dict(rows["facts"].iloc[0]) if len(rows) else {}
+    facts: dict[str, object] = {}
+    for row in run.provenance.itertuples():
+        if row.artifact.startswith((f"contributions/{model}/", f"report/exactness/{model}/")):
+            facts |= row.facts
+    return facts
 
 
 def _exactness_figure(run: Run) -> Figure:
@@ -192,7 +191,7 @@ def maps_section(run: Run) -> Section:
     return Section(
         key="maps",
         title="Maps",
-        about="Linear maps that take each component's contribution to the CLIP space, where it "
+        about="Linear maps that take each component’s contribution to the CLIP space, where it "
         "can be compared with text. For a CLIP model the map is the identity.",
         blocks=[_cosines(run), _map_table(run)] if len(table) else [],
         not_run=run.not_run.get("maps", ""),

@@ -9,6 +9,7 @@ import yaml
 
 from pipeline_lib.report.blocks import Caption, Field, Listing, Section
 from pipeline_lib.report.collect import Run
+from pipeline_lib.report.sections.model import model_facts
 from pipeline_lib.report.words import duration, is_absent, plural, whole
 
 
@@ -54,13 +55,7 @@ def _weights(run: Run) -> Listing:
     rows = []
     for model in run.models:
         settings = run.config["models"][model]
-        table = run.provenance
-        facts = table.loc[
-            table["artifact"].str.startswith(f"contributions/{model}/")
-            & (table["table"] == "components"),
-            "facts",
-        ]
-        known = dict(facts.iloc[0]) if len(facts) else {}
+        known = model_facts(run, model)
         rows.append(
             {
                 "model": model,

@@ -16,7 +16,7 @@
       if (key === "style") made.style.cssText = value;
       else made.setAttribute(key, value === true ? "" : value);
     }
-    made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+    made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
     return made;
   }
 
@@ -210,6 +210,10 @@
     const passed = targets.filter((section) => section.getBoundingClientRect().top <= line);
     const now = passed.length ? passed[passed.length - 1].id : "overview";
     links.forEach((link, id) => {
+      if (id === now && !link.hasAttribute("aria-current")) {
+        const nav = link.closest("nav");
+        nav.scrollLeft += link.getBoundingClientRect().left - nav.getBoundingClientRect().left - 24;
+      }
       if (id === now) link.setAttribute("aria-current", "true");
       else link.removeAttribute("aria-current");
     });
@@ -322,14 +326,16 @@
 
   function showTip(part, button) {
     const measure = measureNow();
-    tip.replaceChildren(el("b", {}, part.id), el("p", {}, `${valueText(part, measure)} ${measure.label.split(":")[0]}`),
+    tip.replaceChildren(el("b", {}, part.id), el("p", {}, `${measure.name}: ${valueText(part, measure)}`),
       part.role ? el("p", {}, roleText(part.role)) : "",
       part.texts.length ? el("p", {}, part.texts.slice(0, 3).map((text) => text[0]).join(" · ")) : "");
     tip.hidden = false;
     const box = button.getBoundingClientRect();
     const own = tip.getBoundingClientRect();
-    tip.style.left = `${Math.max(8, Math.min(box.left, innerWidth - own.width - 8))}px`;
-    tip.style.top = `${box.bottom + own.height + 10 < innerHeight ? box.bottom + 8 : box.top - own.height - 8}px`;
+    const beside = box.right + own.width + 18 < innerWidth;
+    const above = box.top - own.height - 8;
+    tip.style.left = `${beside ? box.right + 10 : Math.max(8, Math.min(box.left, innerWidth - own.width - 8))}px`;
+    tip.style.top = `${beside ? Math.max(8, Math.min(box.top, innerHeight - own.height - 8)) : above > 8 ? above : box.bottom + 8}px`;
   }
   function hideTip() { tip.hidden = true; }
 
@@ -358,21 +364,22 @@
       el("span", {}, measure.label));
   }
 
+  // A word asked for matches the beginning of a word: "red" finds "red" and "reddish", not "checkered".
   function wordsNow() {
-    return byId("atlas-search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const asked = byId("atlas-search").value.split(/\s+/).filter(Boolean);
+    return asked.map((word) => new RegExp(`(?<![\\p{L}\\p{N}])${word.replace(/[.*+?^${}()|[\]\\/-]/g, "\\$&")}`, "iu"));
   }
   function hits(part, words) {
-    return part.texts.filter((text) => words.every((word) => `${text[0]} ${text[1]}`.toLowerCase().includes(word)));
+    return part.texts.filter((text) => words.every((word) => word.test(text[0]) || word.test(text[1])));
   }
   function marked(text, words) {
     const pieces = [];
     let rest = text;
     while (rest) {
-      const low = rest.toLowerCase();
-      const found = words.map((word) => [low.indexOf(word), word]).filter(([at]) => at >= 0).sort((a, b) => a[0] - b[0])[0];
+      const found = words.map((word) => word.exec(rest)).filter(Boolean).sort((a, b) => a.index - b.index)[0];
       if (!found) { pieces.push(rest); break; }
-      pieces.push(rest.slice(0, found[0]), el("mark", {}, rest.slice(found[0], found[0] + found[1].length)));
-      rest = rest.slice(found[0] + found[1].length);
+      pieces.push(rest.slice(0, found.index), el("mark", {}, found[0]));
+      rest = rest.slice(found.index + found[0].length);
     }
     return pieces;
   }
@@ -402,7 +409,7 @@
     if (!found.length) { place.replaceChildren(); return; }
     const measure = measureNow();
     const heads = ["component", "model", "role", "texts"].map((name) => el("th", { scope: "col" }, name));
-    heads.push(el("th", { scope: "col", class: "number" }, measure.key === "strength" ? "direct effect" : measure.label.split(":")[0]));
+    heads.push(el("th", { scope: "col", class: "number" }, measure.name));
     const rows = found.map(({ part, texts }) => el("tr", {},
       el("td", {}, componentButton(part.model, part.id)), el("td", {}, part.model),
       el("td", {}, part.role ? part.role.category : "–"),
@@ -435,7 +442,7 @@
       if (next) button.addEventListener("click", () => openCard(next.model, next.id));
       return button;
     };
-    const close = el("button", { type: "button", class: "quiet", "aria-label": "Close" }, "Close ✕");
+    const close = el("button", { type: "button", class: "quiet", "aria-label": "Close", autofocus: true }, "Close ✕");
     close.addEventListener("click", () => dialog.close());
     const where = [kindWord(part.kind), part.stage >= 0 && `stage ${part.stage}`, part.block >= 0 && `block ${part.block}`,
       part.head >= 0 && `head ${part.head}`, `layer ${part.layer}`].filter(Boolean).join(" · ");
@@ -478,9 +485,8 @@
   }
   function imagesOf(part) {
     if (!part.images.length) return null;
-    const words = part.direction === "text" ? "along its first text" : "along its first principal axis";
     return el("div", {}, el("h4", {}, "Images"), el("div", { class: "pictures" }, part.images.map(picture)),
-      el("p", { class: "small" }, `Where it writes most ${words}.`));
+      el("p", { class: "small" }, "Where it writes most along its first text."));
   }
   function neighboursOf(part) {
     if (!part.near.length) return null;
@@ -506,7 +512,7 @@
     select.append(...entries.map(([value, words]) => el("option", { value }, words)));
   }
   function startAtlas() {
-    options(byId("atlas-measure"), atlas.measures.map((measure) => [measure.key, measure.label]));
+    options(byId("atlas-measure"), atlas.measures.map((measure) => [measure.key, measure.name]));
     options(byId("atlas-model"), models.map((model) => [model.name, model.name]));
     const kinds = [...new Set(parts.map((part) => part.kind))];
     options(byId("atlas-kind"), kinds.map((kind) => [kind, kindWord(kind)]));
