@@ -12,8 +12,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -259,6 +261,48 @@ class Reference:
 
     representation: Float[np.ndarray, "n d"]
     labels: Sequence[str]
+
+
+def head_of(classifier: Any, class_names: Sequence[str] | None) -> Head | None:
+    """The linear layer of a loaded model as plain arrays; None where it has none.
+
+    Parameters
+    ----------
+    classifier, class_names
+        Attributes of the loaded model of these names.
+    """
+    if classifier is None or class_names is None:
+        return None
+    weight = classifier.weight.detach().cpu().float().numpy()
+    bias = None if classifier.bias is None else classifier.bias.detach().cpu().float().numpy()
+    return Head(weight, bias, tuple(class_names))
+
+
+def label_texts(
+    texts: pd.DataFrame, target: str, labels: Sequence[str]
+) -> dict[str, Float[np.ndarray, " e"]]:
+    """Text embedding of each label, from the stored text features of a CLIP space.
+
+    Parameters
+    ----------
+    texts
+        Rows of table `text_features`.
+    target
+        Column that the labels are from: descriptors of a feature of this name are used too.
+    labels
+        Labels of the data set.
+
+    Raises
+    ------
+    DataError
+        A label has no text embedding.
+    """
+    classes = texts[texts["use"] == "class"]
+    descriptors = texts[(texts["use"] == "concept") & (texts["feature"] == target)]
+    known = {row.text: row.embedding for row in pd.concat([descriptors, classes]).itertuples()}
+    check_labels(labels, list(known), "zero_shot")
+    wanted = sorted({str(label) for label in labels})
+    return {label: np.asarray(known[label], dtype=np.float32) for label in wanted}
 
 
 def make_classifier(

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from pipeline_lib.artifacts import atomic_path
 from pipeline_lib.classify import LinearClassifier, check_labels
+from pipeline_lib.decompose import decompose
 from pipeline_lib.errors import DataError
+from pipeline_lib.maps import Maps
 
 #: Diverging palette that colour-blind readers can tell apart: blue below zero, red above.
 PALETTE = "RdBu_r"
@@ -106,6 +108,69 @@ def squash(
     shares = torch.from_numpy(np.asarray(resized).astype(np.float32) / 255.0).permute(2, 0, 1)
     low, high = span
     return low + shares * (high - low)
+
+
+def token_maps(
+    model: object,
+    images: Float[Tensor, "n 3 h w"],
+    directions: Float[np.ndarray, "n d"],
+    components: Sequence[int | str] | None = None,
+) -> Float[np.ndarray, "n gh gw"]:
+    """What the components take from each patch along one direction per image, summed.
+
+    Parameters
+    ----------
+    model
+        A `VisionModel`, or a module that `decompose` takes.
+    images
+        Preprocessed images.
+    directions
+        One direction in representation space for each image.
+    components
+        Names or numbers of the components summed; all by default.
+
+    Notes
+    -----
+    Direct contributions by source token (P1, section 3.3): with the leading tokens' and constants'
+    shares, they sum over patches to the representation's product with the direction.
+    """
+    unique, which = np.unique(directions, axis=0, return_inverse=True)
+    wanted = torch.from_numpy(np.ascontiguousarray(unique, dtype=np.float32))
+    parts = decompose(model, images, per="token", components=components, directions=wanted)
+    summed = parts.maps().sum(dim=1)
+    rows = torch.arange(len(images))
+    return summed[rows, torch.from_numpy(which.reshape(-1))].cpu().numpy()
+
+
+def text_token_maps(
+    model: object,
+    images: Float[Tensor, "n 3 h w"],
+    maps: Maps,
+    texts: Float[np.ndarray, "k e"],
+) -> Float[np.ndarray, "n k gh gw"]:
+    """What the components take from each patch along texts, through their maps to CLIP space.
+
+    Parameters
+    ----------
+    model
+        A `VisionModel`, or a module that `decompose` takes.
+    images
+        Preprocessed images; they are decomposed one by one, as all `d` numbers of every token are
+        needed where each component has a map of its own.
+    maps
+        Maps of the model's components.
+    texts
+        Directions in CLIP space.
+    """
+    vectors = torch.from_numpy(np.asarray(texts, dtype=np.float32))
+    found = []
+    for image in images:
+        parts = decompose(model, image[None], per="token")
+        directions = maps.directions(vectors, len(parts.components))
+        tokens = parts.values[0, :, parts.token_index].cpu()  # [c, t, d]
+        summed = torch.einsum("ctd,cdk->kt", tokens, directions)
+        found.append(summed.unflatten(1, parts.grid))
+    return torch.stack(found).numpy()
 
 
 def upsample(

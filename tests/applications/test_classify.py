@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -13,6 +15,8 @@ from pipeline_lib.classify import (
     Reference,
     choose_kind,
     fit_probe,
+    head_of,
+    label_texts,
     make_classifier,
     own_classifier,
     zero_shot_classifier,
@@ -139,3 +143,29 @@ def test_the_classifier_that_fits_is_made() -> None:
 def test_a_probe_without_stored_contributions_is_refused() -> None:
     with pytest.raises(DataError, match=r"contributions\.datasets"):
         make_classifier("auto", ["a", "b"])
+
+
+def test_texts_of_labels_come_from_classes_and_from_the_feature_of_that_name() -> None:
+    texts = pd.DataFrame(
+        [
+            ("class", "", "circle", [1.0, 0.0]),
+            ("concept", "colour", "red", [0.0, 1.0]),
+            ("concept", "mood", "blue", [0.5, 0.5]),
+            ("pool", "colours", "green", [0.5, 0.5]),
+        ],
+        columns=["use", "feature", "text", "embedding"],
+    )
+    assert label_texts(texts, "label", ["circle", "circle"])["circle"].tolist() == [1.0, 0.0]
+    assert list(label_texts(texts, "colour", ["red"])) == ["red"]
+    with pytest.raises(DataError, match=r"'blue' .*'green'"):
+        label_texts(texts, "colour", ["green", "blue", "red"])
+
+
+def test_the_head_of_a_model_gives_the_model_s_logits() -> None:
+    layer = torch.nn.Linear(3, 2)
+    head = head_of(layer, ["a", "b"])
+    assert head is not None
+    z = torch.randn(4, 3)
+    classifier = own_classifier(head.weight, head.bias, head.class_names, ["a", "b"])
+    np.testing.assert_allclose(classifier.logits(z.numpy()), layer(z).detach(), rtol=1e-5)
+    assert head_of(None, ["a"]) is None
