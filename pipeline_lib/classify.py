@@ -278,6 +278,25 @@ def head_of(classifier: Any, class_names: Sequence[str] | None) -> Head | None:
     return Head(weight, bias, tuple(class_names))
 
 
+def reads_representation(
+    head: Head, representation: Float[np.ndarray, "n d"], logits: Float[np.ndarray, "n k"]
+) -> bool:
+    """Whether a head is linear on `z`: some models have a nonlinear layer between the two.
+
+    Parameters
+    ----------
+    head
+        The model's linear layer.
+    representation, logits
+        `z` of some images, and the logits that the whole model gave for them.
+    """
+    if head.weight.shape[1] != representation.shape[1] or len(head.weight) != logits.shape[1]:
+        return False
+    bias = 0.0 if head.bias is None else head.bias
+    found = representation @ head.weight.T + bias
+    return bool(np.abs(found - logits).max() <= 1e-3 * max(1.0, float(np.abs(logits).max())))
+
+
 def label_texts(
     texts: pd.DataFrame, target: str, labels: Sequence[str]
 ) -> dict[str, Float[np.ndarray, " e"]]:

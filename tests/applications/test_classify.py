@@ -19,6 +19,7 @@ from pipeline_lib.classify import (
     label_texts,
     make_classifier,
     own_classifier,
+    reads_representation,
     zero_shot_classifier,
 )
 from pipeline_lib.errors import DataError
@@ -169,3 +170,13 @@ def test_the_head_of_a_model_gives_the_model_s_logits() -> None:
     classifier = own_classifier(head.weight, head.bias, head.class_names, ["a", "b"])
     np.testing.assert_allclose(classifier.logits(z.numpy()), layer(z).detach(), rtol=1e-5)
     assert head_of(None, ["a"]) is None
+
+
+def test_a_head_behind_a_nonlinear_layer_is_told() -> None:
+    layer = torch.nn.Linear(3, 2)
+    head = head_of(layer, ["a", "b"])
+    z = torch.randn(4, 3)
+    assert head is not None
+    assert reads_representation(head, z.numpy(), layer(z).detach().numpy())
+    assert not reads_representation(head, z.numpy(), layer(z.tanh()).detach().numpy())
+    assert not reads_representation(head, z.numpy()[:, :2], layer(z).detach().numpy())
