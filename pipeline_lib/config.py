@@ -151,7 +151,7 @@ class Contributions(_Section):
     """The dumps of per-component contributions."""
 
     datasets: Annotated[list[str], Field(min_length=1)]
-    per: Literal["block", "head"] = "head"
+    per: Literal["layer", "head"] = "head"
     bias: Literal["separate", "even"] = "separate"
     dtype: Literal["float32", "float16"] = "float32"
     shard_size: Annotated[int, Field(ge=1, le=100_000)] = 500
@@ -193,6 +193,7 @@ class Retrieval(_Section):
     """Retrieval by one property, asked by text and by image."""
 
     dataset: str
+    split: Split | None = "test"  # images that are searched; null: all
     components: Count = 8
     k: Annotated[list[Count], Field(min_length=1)] = [1, 5, 10]
     queries: Count = 50
@@ -202,6 +203,7 @@ class Heatmaps(_Section):
     """Token heat maps of some images."""
 
     dataset: str
+    split: Split | None = "test"  # images to choose from; null: all
     images: Count = 6
     directions: Literal["label", "predicted"] | Texts = "label"
 
@@ -210,6 +212,7 @@ class Segmentation(_Section):
     """Zero-shot segmentation from token heat maps."""
 
     dataset: str
+    split: Split | None = "test"  # images to choose from; null: all
     images: Count = 100
     protocols: Annotated[list[Literal["C", "V"]], Field(min_length=1)] = ["C", "V"]
     directions: Literal["label", "predicted"] = "label"
