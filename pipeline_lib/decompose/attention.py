@@ -74,7 +74,9 @@ def _is_weights(facts: Facts, node: fx.Node) -> bool:
             return True
         if is_product(facts, node):
             return False
-        if name in _PLAIN:
+        if name == "getitem":
+            node = node.args[0].args[0]  # type: ignore[union-attr,assignment]
+        elif name in _PLAIN:
             dependent = [other for other in node.args[:2] if facts.depends(other)]
             if len(dependent) != 1:
                 return name in ("mul", "div") and any(

@@ -57,6 +57,8 @@ class Capture:
         Placeholder name -> name of the parameter or buffer in the module, or a constant tensor.
     output
         Node of the representation `z` [n, d].
+    parameters
+        Placeholders that are parameters.
     images
         Placeholder of the images.
     """
@@ -66,6 +68,7 @@ class Capture:
     images: fx.Node
     output: fx.Node
     state: dict[str, str | Tensor] = field(default_factory=dict)
+    parameters: tuple[str, ...] = ()
 
     def live_state(self) -> dict[str, Tensor]:
         """Current value of every weight the graph reads, by placeholder name."""
@@ -130,7 +133,8 @@ def capture(module: nn.Module, images: Tensor) -> Capture:
     graph.eliminate_dead_code()
     kept = {node.name for node in graph.nodes if node.op == "placeholder"}
     state = {name: where for name, where in state.items() if name in kept}
-    return Capture(module, graph, user[0], output, state)
+    parameters = tuple(name for name in signature.inputs_to_parameters if name in kept)
+    return Capture(module, graph, user[0], output, state, parameters)
 
 
 def _output_node(graph: fx.Graph) -> fx.Node:

@@ -17,31 +17,21 @@ from pipeline_lib.decompose.readout import Readout, Run, Shape, length
 _LETTERS = string.ascii_lowercase.replace("b", "").replace("r", "") + string.ascii_uppercase[:3]
 
 
-def _split_batch(tensor: Tensor, shape: Shape, lead: int, batch: int) -> tuple[Tensor, list[int]]:
-    """Move a folded batch (`k` windows per image) apart: axis of length b*k -> b, k.
-
-    Returns the tensor with one more axis after the batch axis, and the axis of the batch.
-    """
+def _split_batch(tensor: Tensor, shape: Shape, lead: int, batch: int) -> Tensor:
+    """Move a folded batch (`k` windows per image) apart: axis of length b*k -> b, k."""
     for axis, dim in enumerate(shape):
         if dim < 0:
             place = axis + lead
             if tensor.shape[place] == 1:
-                return tensor.unsqueeze(place + 1), [axis]
-            return tensor.unflatten(place, (batch, -dim)), [axis]
-    return tensor, []
+                return tensor.unsqueeze(place + 1)
+            return tensor.unflatten(place, (batch, -dim))
+    return tensor
 
 
-def _letters(shape: Shape) -> tuple[list[str], int | None]:
+def _letters(shape: Shape) -> list[str]:
     """One letter per axis; the batch axis gets two letters, `b` and one for its windows."""
-    names, batch_axis = [], None
     pool = iter(_LETTERS)
-    for axis, dim in enumerate(shape):
-        if dim < 0:
-            names.append("b" + next(pool))
-            batch_axis = axis
-        else:
-            names.append(next(pool))
-    return names, batch_axis
+    return ["b" + next(pool) if dim < 0 else next(pool) for dim in shape]
 
 
 def _present(tensor: Tensor, names: str) -> tuple[Tensor, str]:
@@ -52,7 +42,13 @@ def _present(tensor: Tensor, names: str) -> tuple[Tensor, str]:
 
 
 def contract(
-    run: Run, value: Tensor | None, readout: Readout, keep: Sequence[int] = ()
+    run: Run,
+    value: Tensor | None,
+    readout: Readout,
+    keep: Sequence[int] = (),
+    *,
+    tokens: Sequence[int] | None = None,
+    directions: Tensor | None = None,
 ) -> Tensor:
     """Contribution of a tensor to the representation.
 
@@ -61,21 +57,29 @@ def contract(
     value
         The tensor, of the pattern `readout.full` (None: all ones).
     keep
-        Axes kept apart (heads, tokens), in the order of the result.
+        Axes kept apart (heads), in the order of the result.
+    tokens
+        Axes of the positions, where these are kept apart too; for the batch axis its windows.
+    directions
+        `[k, d]`: the result is given as products with these.
 
     Returns
     -------
     Tensor
-        `[n, *keep, d]`.
+        `[n, *keep, *tokens, d]`, or `k` in place of `d`.
     """
     full, batch = readout.full, run.batch
-    names, batch_axis = _letters(full)
+    names = _letters(full)
+    if tokens is not None:
+        readout = Readout(readout.w.dense(range(len(full)), full), readout.m, full)
     w = run.get(readout.w.lazy)
     m = run.get(readout.m.lazy)
-    kept = "".join(names[axis] for axis in keep)
+    if directions is not None:
+        m = m @ directions.T
+    kept = "".join(names[axis][-1] for axis in [*keep, *(tokens or ())])
     matrix_axes = [axis for axis in range(len(full)) if readout.m.full(axis)]
     inner = "".join(names[axis] for axis in matrix_axes)
-    w, _ = _split_batch(w, full, 1, batch)
+    w = _split_batch(w, full, 1, batch)
     w_names = "r" + "".join(names)
     w, w_names = _present(w, w_names)
     m_flat = m.reshape(m.shape[0], *(full[axis] for axis in matrix_axes), m.shape[-1])
@@ -112,7 +116,7 @@ def _pool(
             for a, d in enumerate(full)
         )
     )
-    x, _ = _split_batch(value, full, 0, batch)
+    x = _split_batch(value, full, 0, batch)
     x_names = "".join(names)
     keep = [i for i in range(x.dim()) if x.shape[i] != 1 or x_names[i] in inner + kept + "b"]
     x = x.reshape([x.shape[i] for i in keep])

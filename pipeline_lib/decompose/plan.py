@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 from torch import fx, nn
 
-from pipeline_lib.decompose.capture import Capture, Representation, capture, module_path, where
+from pipeline_lib.decompose.capture import Capture, Representation, capture, where
 from pipeline_lib.decompose.facts import Facts, op_name
 from pipeline_lib.decompose.readout import Run
-from pipeline_lib.decompose.rules import Constant
+from pipeline_lib.decompose.rules import Constant, Context
 from pipeline_lib.decompose.walk import Leaf, Walk
 from pipeline_lib.errors import DecompositionRefused
 
@@ -36,6 +36,8 @@ class Plan:
 
     capture: Capture
     facts: Facts
+    walk: Walk
+    context: Context
     stem: list[Leaf]
     leaves: list[Leaf]
     constants: list[Constant]
@@ -50,6 +52,7 @@ class Plan:
     runner: fx.GraphModule
     weights: Run | None = None
     versions: tuple[tuple[int, int], ...] = field(default_factory=tuple)
+    tokens: object | None = None
 
 
 def make_plan(model: nn.Module, images: torch.Tensor) -> Plan:
@@ -191,10 +194,10 @@ def _assemble(captured: Capture, walk: Walk, readout: str) -> Plan:
     components.insert(0, "component", range(len(components)))
     table = pd.DataFrame(walk.rows, columns=["module", "operation", "role", "detail"])
     taps = list(walk.context.taps)
-    runner = _runner(captured, walk.output, taps)
+    runner = runner_for(captured, walk.output, taps)
     width = int(walk.output.meta["val"].shape[-1])
     return Plan(
-        captured, walk.facts, stem, leaves, walk.constants, walk.stem_constants, taps,
+        captured, walk.facts, walk, walk.context, stem, leaves, walk.constants, walk.stem_constants, taps,
         walk.output, width, readout, table, components, spans, runner,
     )  # fmt: skip
 
@@ -257,7 +260,7 @@ def _numbering(leaves: list[Leaf]) -> tuple[list[int], list[int]]:
     return blocks, stages
 
 
-def _runner(captured: Capture, output: fx.Node, taps: list[fx.Node]) -> fx.GraphModule:
+def runner_for(captured: Capture, output: fx.Node, taps: list[fx.Node]) -> fx.GraphModule:
     """The captured graph returning the representation and the recorded tensors."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -267,8 +270,3 @@ def _runner(captured: Capture, output: fx.Node, taps: list[fx.Node]) -> fx.Graph
     graph.output(tuple(copies[node] for node in [output, *taps]))
     graph.eliminate_dead_code()
     return fx.GraphModule(captured.module, graph)
-
-
-def describe_path(node: fx.Node) -> str:
-    """Operation and module of a node, for messages."""
-    return f"{op_name(node)} in {module_path(node)}"

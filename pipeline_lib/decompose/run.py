@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from pipeline_lib.decompose.contract import contract
 from pipeline_lib.decompose.plan import Plan
 from pipeline_lib.decompose.readout import Run
 from pipeline_lib.decompose.rules import Constant
+from pipeline_lib.errors import ModelError
 
 
-def start(plan: Plan, images: Tensor) -> tuple[Run, Tensor]:
+def start(
+    plan: Plan, images: Tensor, runner: fx.GraphModule | None = None, taps: list[fx.Node] | None = None
+) -> tuple[Run, Tensor]:
     """Run the graph on a batch; the run holds what was recorded, and `z` [n, d] is returned.
 
     Matrices that depend on the weights only are kept until a weight changes.
+
+    Raises
+    ------
+    ModelError
+        A weight is not finite.
     """
     state = plan.capture.live_state()
     versions = tuple((id(tensor), tensor._version) for tensor in state.values())
     if plan.weights is None or versions != plan.versions:
+        _refuse_not_finite(plan, state)
         plan.weights = Run(None, state, 1)
         plan.versions = versions
     run = Run(plan.weights, state, images.shape[0])
@@ -27,9 +36,19 @@ def start(plan: Plan, images: Tensor) -> tuple[Run, Tensor]:
         for node in plan.capture.graph.nodes
         if node.op == "placeholder"
     ]
-    outputs = plan.runner(*inputs)
-    run.values = dict(zip(plan.taps, outputs[1:], strict=True))
+    outputs = (runner or plan.runner)(*inputs)
+    run.values = dict(zip(plan.taps if taps is None else taps, outputs[1:], strict=True))
     return run, outputs[0]
+
+
+def _refuse_not_finite(plan: Plan, state: dict[str, Tensor]) -> None:
+    parameters = set(plan.capture.parameters)
+    for name, tensor in state.items():
+        if name in parameters and not bool(torch.isfinite(tensor).all()):
+            path = str(plan.capture.state[name]).removeprefix("model.")
+            raise ModelError(
+                f"the weight {path!r} holds values that are not finite; load the weights again"
+            )
 
 
 def constant_term(run: Run, constant: Constant) -> Tensor:

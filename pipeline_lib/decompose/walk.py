@@ -41,6 +41,11 @@ from pipeline_lib.decompose.rules import (
 MOST_PRODUCTS = 1024
 
 SUMS = ("add", "sub", "rsub")
+JOINS = ("cat", "concat", "concatenate", "stack")
+VIEWS = (
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute",
+    "transpose", "contiguous", "clone", "dropout", "slice", "detach", "to", "_to_copy",
+)  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -229,11 +234,11 @@ class Walk:
         elif self.facts.is_ancestor(one, two):
             self._note(node, "residual", "")
             self._push(one, first)
-            self._branch(two, second, self.facts.upstream(one))
+            self._branch(two, second, self.facts.upstream(one), one)
         elif self.facts.is_ancestor(two, one):
             self._note(node, "residual", "")
             self._push(two, second)
-            self._branch(one, first, self.facts.upstream(two))
+            self._branch(one, first, self.facts.upstream(two), two)
         else:
             self._note(node, "sum", "")
             common = self.facts.upstream(one) & self.facts.upstream(two)
@@ -307,14 +312,20 @@ class Walk:
             return None
         if name == "getitem":
             return node.args[0].args[0]  # type: ignore[union-attr,return-value]
-        if name in ("cat", "concat", "concatenate", "stack"):
+        if name in JOINS:
             found = [arg for arg in node.args[0] if self.facts.depends(arg)]  # type: ignore[union-attr]
         else:
             found = self._dependent(node)
         return found[0] if len(found) == 1 else None  # type: ignore[return-value]
 
-    def _branch(self, top: fx.Node, readouts: list[Readout], boundary: int) -> None:
-        """Register the components of the branch that ends in `top`."""
+    def _branch(
+        self,
+        top: fx.Node,
+        readouts: list[Readout],
+        boundary: int,
+        stream: fx.Node | None = None,
+    ) -> None:
+        """Register the components of the branch that ends in `top` and leaves from `stream`."""
         node, current, constants = top, readouts, []
         chain: list[fx.Node] = []
         while True:
@@ -331,10 +342,14 @@ class Walk:
                     return
                 self._keep(constants)
                 for operand, mine in self._operands(node, current):
-                    self._branch(operand, mine, boundary)
+                    self._branch(operand, mine, boundary, stream)
+                return
+            if name in JOINS and self._data_operand(node) is None:
+                if not self._join(node, current, constants, boundary, stream):
+                    break
                 return
             if is_product(self.facts, node):
-                if self._pools(node, boundary):
+                if self._pools(node, boundary, stream):
                     self._keep(constants)
                     self._push(node, current)
                 else:
@@ -371,18 +386,71 @@ class Walk:
         ends = [self._probe(operand, boundary) == "attention" for operand in operands]
         return operands[ends.index(True)] if ends.count(True) == 1 else None
 
-    def _pools(self, node: fx.Node, boundary: int) -> bool:
-        """Whether the values of an attention product carry components of their own (pooling)."""
+    def _join(
+        self,
+        node: fx.Node,
+        readouts: list[Readout],
+        constants: list[Constant],
+        boundary: int,
+        stream: fx.Node | None,
+    ) -> bool:
+        """Follow the operands of a concatenation as branches of their own, where all can be."""
+        ends = [self._probe(arg, boundary) for arg in node.args[0] if self.facts.depends(arg)]  # type: ignore[union-attr,arg-type]
+        if all(end == "linear" for end in ends):
+            return False
+        try:
+            pulled = [pull(self.context, node, readout) for readout in readouts]
+        except TooWide:
+            return False
+        self._keep(constants + [c for result in pulled for c in result.constants])
+        for result in pulled:
+            for operand, readout in result.inputs:
+                self._branch(operand, [readout], boundary, stream)
+        return True
+
+    def _pools(self, node: fx.Node, boundary: int, stream: fx.Node | None) -> bool:
+        """Whether an attention product pools another stream than the one it is added to.
+
+        Class attention and attention pooling read tokens whose components have no other way to the
+        representation; they are passed through with their weights frozen. Self-attention reads the
+        stream that its result is added to, and is a component.
+        """
         found = product(self.facts, node)
         if found is None:
             return False
-        region = self.facts.upstream(found.values) & ~boundary
-        for residual in self.facts.members(region & self._residuals):
-            one, two = self._dependent(residual)
-            differ = self.facts.upstream(one) ^ self.facts.upstream(two)
-            if differ & region & self._nonlinear:
-                return True
-        return False
+        home = None if stream is None else self._root(stream)
+        return any(
+            self.has_residual(entry) and self._root(entry) is not home
+            for entry in self._entries(found.values, boundary)
+            if home is not None or not self.facts.within(entry, boundary)
+        )
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        """The tensor that a chain of reshapes, permutations and copies started from."""
+        while op_name(node) in VIEWS and node.args:
+            if op_name(node) == "slice" and self.facts.shape(node) != self.facts.shape(
+                node.args[0]  # type: ignore[arg-type]
+            ):
+                break
+            node = node.args[0]  # type: ignore[assignment]
+        return node
+
+    def _entries(self, node: fx.Node, boundary: int) -> list[fx.Node]:
+        """Where linear paths back from a node enter the boundary, or meet another residual sum."""
+        if self.facts.within(node, boundary) or self.facts.within(node, self._residuals):
+            return [node]
+        name = op_name(node)
+        following = self._data_operand(node)
+        if following is not None:
+            return self._entries(following, boundary)
+        if name in JOINS or name in SUMS:
+            operands = node.args[0] if name in JOINS else node.args[:2]
+            found = []
+            for operand in operands:  # type: ignore[union-attr]
+                if self.facts.depends(operand):
+                    found += self._entries(operand, boundary)  # type: ignore[arg-type]
+            return found
+        return []
 
     def _splits_heads(
         self, node: fx.Node, readouts: list[Readout], following: fx.Node
