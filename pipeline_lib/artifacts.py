@@ -318,6 +318,7 @@ _TABLES = (
             Column("worst", "float64", "largest relative sum error of any image"),
             Column("percentiles", "list<float>", "percentiles 0 to 100 of the sum error"),
             Column("bytes", "int64", "bytes of the store on disk"),
+            Column("seconds", "float64", "time of decomposing and writing, summed over shards"),
         ),
     ),
     Table(

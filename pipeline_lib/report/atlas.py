@@ -168,9 +168,9 @@ class _Lookup:
         card["near"] = _neighbours(self._near.get(key))
         return card
 
-    def _values(self, key: tuple[str, int], component: str) -> dict[str, list[float]]:
+    def _values(self, key: tuple[str, int], component: str) -> dict[str, list[float | None]]:
         """Measure to its value, or to value, low and high where there is an interval."""
-        values: dict[str, list[float]] = {}
+        values: dict[str, list[float | None]] = {}
         labels, scores = self._labels.get(key), self._scores.get(key)
         if labels is not None and not is_absent(float(labels["strength"].iloc[0])):
             values["strength"] = [_short(labels["strength"].iloc[0])]

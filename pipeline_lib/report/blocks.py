@@ -157,6 +157,7 @@ class Atlas:
     kind: str = "atlas"
 
 
+#: Anything that stands in a section.
 Block = Figure | Listing | Gallery | Tree | Atlas
 
 

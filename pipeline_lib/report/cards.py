@@ -24,7 +24,7 @@ _FEWEST = 8
 _BATCH_BYTES = 128 * 2**20
 
 
-def exactness(dump: Dump, tolerance: float, size: int) -> pd.DataFrame:
+def exactness(dump: Dump, tolerance: float, size: int, seconds: float) -> pd.DataFrame:
     """Distribution of a dump's sum error: one row, without the columns model and dataset.
 
     Parameters
@@ -35,6 +35,8 @@ def exactness(dump: Dump, tolerance: float, size: int) -> pd.DataFrame:
         Relative error above which a dump job fails.
     size
         Bytes of the store on disk.
+    seconds
+        Time of decomposing and writing, summed over shards.
     """
     errors = np.concatenate([dump.error(index) for index in dump.batches(4096)])
     row = {
@@ -46,6 +48,7 @@ def exactness(dump: Dump, tolerance: float, size: int) -> pd.DataFrame:
         "worst": float(errors.max()),
         "percentiles": np.percentile(errors, np.arange(101)).astype(np.float32),
         "bytes": size,
+        "seconds": seconds,
     }
     return pd.DataFrame([row])
 

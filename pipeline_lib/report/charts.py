@@ -83,7 +83,8 @@ def dot_rows(
 
 
 def _legend_above(axes: Axes, names: Sequence[str]) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+    handles, found = axes.get_legend_handles_labels()
+    labels = [str(label) for label in found]
     order = [labels.index(name.replace("_", " ")) for name in names]
     axes.legend(
         [handles[i] for i in order],
@@ -144,9 +145,11 @@ def stacked_rows(
         places = np.arange(len(counts))
         left = np.zeros(len(counts))
         named = [str(name) for name in counts.columns if name != rest]
-        for name in [*named, *([rest] if rest in counts.columns else [])]:
+        shades = {name: series_colour(place) for place, name in enumerate(named)}
+        if rest is not None and rest in counts.columns:
+            shades[rest] = colour("line")
+        for name, shade in shades.items():
             width = counts[name].to_numpy(dtype=float)
-            shade = colour("line") if name == rest else series_colour(named.index(name))
             axes.barh(places, width, left=left, height=0.62, color=shade, label=name)
             for place, value in enumerate(width):
                 if value >= max(1.0, 0.05 * counts.sum(axis=1).max()):

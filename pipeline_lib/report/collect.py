@@ -14,10 +14,22 @@ from typing import Any
 import pandas as pd
 
 from pipeline_lib.artifacts import TABLES, read_provenance, read_table
+from pipeline_lib.config import RunConfig, image_root, space_of
 from pipeline_lib.errors import ArtifactError
 
 #: Stages in the order of the pipeline, with the names used in config keys, folders and headings.
 STAGES = ("manifest", "features", "contributions", "maps", "scores", "applications")
+_STAGE_OF_RULE = {
+    "image_features": "features",
+    "image_features_store": "features",
+    "text_features": "features",
+    "texts": "features",
+    "contributions_store": "contributions",
+    "labels": "scores",
+    "exactness": "report",
+    "top_images": "report",
+    "neighbours": "report",
+}
 APPLICATIONS = ("ablation", "retrieval", "heatmaps", "segmentation", "spurious")
 
 
@@ -42,6 +54,8 @@ class Run:
         The whole configuration as plain values.
     root
         Folder of the run's results.
+    folders
+        Data set to the folder that the paths of its manifest are relative to.
     tables
         Declared table name to the rows of all its files; an absent optional table has no rows.
     files
@@ -58,6 +72,7 @@ class Run:
 
     config: Mapping[str, Any]
     root: Path
+    folders: Mapping[str, Path]
     tables: Mapping[str, pd.DataFrame]
     files: Mapping[str, list[str]]
     not_run: Mapping[str, str]
@@ -79,94 +94,82 @@ class Run:
         return list(self.config["datasets"])
 
 
-def expected_artifacts(config: Mapping[str, Any]) -> list[Artifact]:
-    """Tables that a run of this configuration leaves for the report.
-
-    Parameters
-    ----------
-    config
-        The configuration as plain values (`RunConfig.model_dump()`).
-    """
+def expected_artifacts(config: RunConfig) -> list[Artifact]:
+    """Tables that a run of this configuration leaves for the report."""
     return [*_data_artifacts(config), *_model_artifacts(config), *_application_artifacts(config)]
 
 
-def _data_artifacts(config: Mapping[str, Any]) -> Iterator[Artifact]:
-    for name in config["datasets"]:
+def _data_artifacts(config: RunConfig) -> Iterator[Artifact]:
+    for name in config.datasets:
         yield Artifact("manifest", f"manifest/{name}/images.parquet", dataset=name)
         yield Artifact("rejected", f"manifest/{name}/rejected.parquet", dataset=name)
     for space in text_spaces(config):
         yield Artifact("text_features", f"features/texts/{space}.parquet", space=space)
 
 
-def _model_artifacts(config: Mapping[str, Any]) -> Iterator[Artifact]:
-    for model in config["models"]:
-        for dataset in config["contributions"]["datasets"]:
+def _model_artifacts(config: RunConfig) -> Iterator[Artifact]:
+    for model in config.models:
+        for dataset in config.contributions.datasets:
             path = f"contributions/{model}/{dataset}.components.parquet"
             yield Artifact("components", path, dataset=dataset)
             path = f"report/exactness/{model}/{dataset}.parquet"
             yield Artifact("exactness", path, required=False)
-        if config.get("maps"):
+        if config.maps:
             yield Artifact("map_metrics", f"maps/{model}.metrics.parquet")
-        if config.get("scores"):
-            dataset = config["scores"]["dataset"]
+        if config.scores:
+            dataset = config.scores.dataset
             yield Artifact("scores", f"scores/{model}/{dataset}.scores.parquet")
             yield Artifact("labels", f"scores/{model}/{dataset}.labels.parquet")
             path = f"report/top_images/{model}/{dataset}.parquet"
             yield Artifact("top_images", path, required=False)
-    if config.get("scores"):
-        path = f"report/neighbours/{config['scores']['dataset']}.parquet"
+    if config.scores:
+        path = f"report/neighbours/{config.scores.dataset}.parquet"
         yield Artifact("neighbours", path, required=False)
 
 
-def _application_artifacts(config: Mapping[str, Any]) -> Iterator[Artifact]:
-    for name, settings in switched_on(config).items():
-        for model in config["models"]:
-            base = f"applications/{name}/{model}/{settings['dataset']}"
+def _application_artifacts(config: RunConfig) -> Iterator[Artifact]:
+    for name in switched_on(config):
+        dataset = getattr(config.applications, name).dataset
+        for model in config.models:
+            base = f"applications/{name}/{model}/{dataset}"
             yield Artifact(name, f"{base}.parquet")
             if name == "retrieval":
                 yield Artifact("retrieval_examples", f"{base}.examples.parquet", required=False)
 
 
-def switched_on(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Applications that the configuration asks for, in their order, with their settings."""
-    asked = config.get("applications") or {}
-    return {name: asked[name] for name in APPLICATIONS if asked.get(name)}
+def switched_on(config: RunConfig) -> list[str]:
+    """Applications that the configuration asks for, in their order."""
+    return [name for name in APPLICATIONS if getattr(config.applications, name)]
 
 
-def text_spaces(config: Mapping[str, Any]) -> list[str]:
+def text_spaces(config: RunConfig) -> list[str]:
     """CLIP spaces in which the run embeds texts: that of each CLIP model, and `reference`."""
-    if not config.get("scores") and not config.get("maps") and not switched_on(config):
+    if not config.scores and not config.maps and not switched_on(config):
         return []
-    spaces = [
-        name if model["id"].startswith("open_clip:") else "reference"
-        for name, model in config["models"].items()
-    ]
-    present = dict.fromkeys(spaces)
-    if not config.get("reference"):
-        present.pop("reference", None)
-    return list(present)
+    spaces = [space_of(config, model) for model in config.models]
+    return [space for space in dict.fromkeys(spaces) if space is not None]
 
 
 def collect(
-    config: Mapping[str, Any], root: str | Path, made: Mapping[str, Any] | None = None
+    config: RunConfig, made: Mapping[str, Any] | None = None, root: str | Path | None = None
 ) -> Run:
-    """Everything the report needs of the run in the folder `root`.
+    """Everything the report needs of a run.
 
     Parameters
     ----------
     config
-        The configuration as plain values.
-    root
-        Folder of the run's results, for example `results/demo`.
+        The configuration of the run.
     made
         Facts on the run as a whole, shown under provenance.
+    root
+        Folder of the run's results, where it is not `config.folder`.
 
     Raises
     ------
     ArtifactError
         Tables that the configuration asks for are missing (all are listed) or damaged.
     """
-    root = Path(root)
+    root = config.folder if root is None else Path(root)
     artifacts = expected_artifacts(config)
     missing = [a.path for a in artifacts if a.required and not (root / a.path).is_file()]
     if missing:
@@ -176,13 +179,13 @@ def collect(
             "Run snakemake to make them, or switch the stage off in the configuration."
         )
     found = [artifact for artifact in artifacts if (root / artifact.path).is_file()]
+    names = dict.fromkeys(artifact.table for artifact in found)
     return Run(
-        config=config,
+        config=config.model_dump(mode="json"),
         root=root,
+        folders={name: image_root(config, name) for name in config.datasets},
         tables=_tables(root, found),
-        files={
-            name: [a.path for a in found if a.table == name] for name in {a.table for a in found}
-        },
+        files={name: [a.path for a in found if a.table == name] for name in names},
         not_run=_not_run(config),
         provenance=_provenance(root, found),
         timings=read_timings(root / "benchmarks"),
@@ -212,10 +215,10 @@ def _stacked(name: str, frames: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns=[*columns, *(c for c in ("dataset", "model") if c not in columns)])
 
 
-def _not_run(config: Mapping[str, Any]) -> dict[str, str]:
+def _not_run(config: RunConfig) -> dict[str, str]:
     reasons = {}
     for stage in ("maps", "scores"):
-        if not config.get(stage):
+        if not getattr(config, stage):
             reasons[stage] = f"`{stage}` is not set in the configuration"
     if not text_spaces(config):
         reasons["features"] = "no stage of this configuration needs embeddings"
@@ -254,9 +257,15 @@ def read_timings(folder: str | Path) -> pd.DataFrame:
             continue  # a job that was stopped leaves an empty file; it is not a result
         if measured.empty or "s" not in measured:
             continue
-        stage = place.parts[1] if place.parts[0] == "applications" else place.parts[0]
         memory = pd.to_numeric(measured.get("max_rss"), errors="coerce").max()
         rows.append(
-            {"stage": stage, "job": str(place), "seconds": measured["s"].mean(), "memory": memory}
+            {"stage": _stage_of(place), "job": place.as_posix()}
+            | {"seconds": measured["s"].mean(), "memory": memory}
         )
     return pd.DataFrame(rows, columns=["stage", "job", "seconds", "memory"])
+
+
+def _stage_of(place: Path) -> str:
+    """Stage of a benchmark, which lies in the folder of its rule or of its stage."""
+    rule = place.parts[1] if place.parts[0] == "applications" else place.parts[0]
+    return _STAGE_OF_RULE.get(rule, rule)

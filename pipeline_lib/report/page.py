@@ -68,7 +68,7 @@ def render_page(run: Run) -> tuple[str, list[Figure]]:
     ArtifactError
         A picture is missing, or the page is larger than `MAX_BYTES`.
     """
-    book = PictureBook(run.config, run.root, run["manifest"])
+    book = PictureBook(run.root, run.folders, run["manifest"])
     sections = sections_of(run, book)
     findings = find_all(run)
     blocks = list(_blocks(sections))

@@ -7,7 +7,6 @@ import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from PIL import Image
@@ -25,29 +24,22 @@ BUDGET = 7_500_000
 _SCALES = (1.0, 0.75, 0.5, 0.375, 0.25)
 
 
-def image_folder(config: Mapping[str, Any], root: Path, dataset: str) -> Path:
-    """Folder that the paths of a data set's manifest are relative to."""
-    settings = config["datasets"][dataset]
-    if settings["source"] in ("world", "world_spurious"):
-        return root / "world" / dataset
-    path = Path(settings["path"])
-    return path if settings["source"] == "folder" else path.parent
-
-
 class PictureBook:
     """Collects the pictures that sections ask for and encodes them at the end.
 
     Parameters
     ----------
-    config, root
-        The configuration, and the folder of the run's results.
+    root
+        Folder of the run's results.
+    folders
+        Data set to the folder that the paths of its manifest are relative to.
     manifest
         Table `manifest` of all data sets, with column `dataset`.
     """
 
-    def __init__(self, config: Mapping[str, Any], root: Path, manifest: pd.DataFrame) -> None:
+    def __init__(self, root: Path, folders: Mapping[str, Path], manifest: pd.DataFrame) -> None:
         self._root = root
-        self._folders = {name: image_folder(config, root, name) for name in config["datasets"]}
+        self._folders = folders
         self._rows = manifest.drop_duplicates(["dataset", "image_id"]).set_index(
             ["dataset", "image_id"]
         )

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import escape
@@ -54,7 +55,7 @@ def series_colour(place: int) -> str:
     return colour(SERIES[place % len(SERIES)])
 
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "axes.edgecolor": colour("faint"),
     "axes.labelcolor": colour("muted"),
     "axes.labelsize": 9,
@@ -83,6 +84,7 @@ _SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vit-atlas",
     "text.color": colour("ink"),
+    "text.parse_math": False,  # a user's text may hold dollar signs
     "xtick.color": colour("faint"),
     "xtick.labelcolor": colour("muted"),
     "xtick.labelsize": 8.5,

@@ -73,6 +73,15 @@ def scientific(value: float) -> str:
     return f"{_minus(mantissa)} × 10{power}"
 
 
+def power_of_ten(value: float) -> str:
+    """A power of ten, as a logarithmic axis is labelled.
+
+    >>> power_of_ten(1e-6)
+    '10⁻⁶'
+    """
+    return "10" + str(round(math.log10(value))).translate(_SUPERSCRIPT)
+
+
 def duration(seconds: float) -> str:
     """A time span in the unit that fits it.
 
@@ -119,7 +128,7 @@ def listed(words: Iterable[object]) -> str:
     >>> listed(["a", "b", "c"])
     'a, b and c'
     """
-    items = [str(word) for word in words]
+    items = [str(word) for word in words] or [""]
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 

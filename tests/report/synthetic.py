@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import Image
 
 from pipeline_lib.artifacts import write_table
+from pipeline_lib.config import RunConfig, load_config
 from pipeline_lib.world.factors import CLASSES, FACTORS, PLACES, sample_factors
 from pipeline_lib.world.render import render
 
@@ -40,9 +41,14 @@ MODELS = {
 }
 
 
-def config(results: Path, **changes: Any) -> dict[str, Any]:
-    """Configuration of the made-up run, as plain values."""
-    settings: dict[str, Any] = {
+def config(results: Path, **changes: Any) -> RunConfig:
+    """Configuration of the made-up run; `changes` replace whole sections."""
+    return load_config(settings(results) | changes, check_files=False)
+
+
+def settings(results: Path) -> dict[str, Any]:
+    """The same as it would stand in a file."""
+    return {
         "run": "synthetic",
         "results": str(results),
         "seed": 0,
@@ -63,11 +69,16 @@ def config(results: Path, **changes: Any) -> dict[str, Any]:
             "retrieval": {"dataset": "world", "components": 4, "k": [1, 5, 10], "queries": 4},
             "heatmaps": {"dataset": "world", "images": 3},
             "segmentation": {"dataset": "world", "protocols": ["C", "V"]},
-            "spurious": {"dataset": "spurious", "top_k": 2, "draws": 5},
+            "spurious": {
+                "dataset": "spurious",
+                "spurious_words": ["ocean", "forest"],
+                "core_words": ["circle", "square"],
+                "top_k": 2,
+                "draws": 5,
+            },
         },
         "report": {"title": "Synthetic run", "examples": 8},
     }
-    return settings | changes
 
 
 def write_run(root: Path) -> Path:
@@ -172,7 +183,12 @@ def _write_components(
         write_table("components", components, path, facts)
         errors = np.sort(10 ** rng.normal(-6.4, 0.1, IMAGES))
         row = {"model": model, "dataset": dataset, "n": IMAGES, "width": 48}
-        row |= {"components": len(components), "tolerance": 1e-5, "bytes": 1_200_000}
+        row |= {
+            "components": len(components),
+            "tolerance": 1e-5,
+            "bytes": 1_200_000,
+            "seconds": 4.0,
+        }
         row |= {"median": float(np.median(errors)), "worst": float(errors.max())}
         row |= {"percentiles": np.percentile(errors, np.arange(101)).astype("float32")}
         path = run / "report" / "exactness" / model / f"{dataset}.parquet"

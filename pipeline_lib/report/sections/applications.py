@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from pipeline_lib.report.blocks import (
+    Block,
     Caption,
     Component,
     Field,
@@ -20,7 +21,7 @@ from pipeline_lib.report.blocks import (
     Section,
 )
 from pipeline_lib.report.charts import as_percent, dot_rows
-from pipeline_lib.report.collect import APPLICATIONS, Run, switched_on
+from pipeline_lib.report.collect import APPLICATIONS, Run
 from pipeline_lib.report.findings import report_k
 from pipeline_lib.report.pictures import PictureBook
 from pipeline_lib.report.style import Panel, colour, draw_panel, series_colour
@@ -47,7 +48,7 @@ TOP_SINGLE = 5
 
 def applications_section(run: Run, book: PictureBook) -> Section:
     """All applications; one that is switched off says so."""
-    parts: dict[str, Callable[[], Sequence[object]]] = {
+    parts: dict[str, Callable[[], Sequence[Block]]] = {
         "ablation": lambda: [_curves(run), _single(run)],
         "retrieval": lambda: _retrieval(run, book),
         "heatmaps": lambda: _heatmaps(run, book),
@@ -59,7 +60,7 @@ def applications_section(run: Run, book: PictureBook) -> Section:
             key=name,
             title=TITLES[name],
             about=_ABOUT[name],
-            blocks=[] if name in run.not_run else list(parts[name]()),  # type: ignore[arg-type]
+            blocks=[] if name in run.not_run else list(parts[name]()),
             not_run=run.not_run.get(name, ""),
         )
         for name in APPLICATIONS
@@ -73,7 +74,7 @@ def applications_section(run: Run, book: PictureBook) -> Section:
 
 
 def _dataset(run: Run, name: str) -> str:
-    return str(switched_on(run.config)[name]["dataset"])
+    return str(run.config["applications"][name]["dataset"])
 
 
 def _present(run: Run, table: pd.DataFrame) -> list[str]:
@@ -88,7 +89,7 @@ def _curves(run: Run) -> Figure:
     table = run["ablation"]
     panels = [_curve_panel(table[table["model"] == name], name) for name in _present(run, table)]
     targets = [str(name) for name in dict.fromkeys(table["target"])]
-    settings = switched_on(run.config)["ablation"]
+    settings = run.config["applications"]["ablation"]
     band = f" averaged over {listed(targets)}, with their range" if len(targets) > 1 else ""
     return Figure(
         "ablation",
@@ -97,10 +98,10 @@ def _curves(run: Run) -> Figure:
             f"Accuracy{band} as layers are ablated from the input on and from the output back; "
             "dotted: all MLPs, or all attention.",
             "The direct effect of each ablated component is replaced by its mean over the "
-            f"{settings.get('reference_split', 'train')} images. Classifiers: "
+            f"{settings['reference_split']} images. Classifiers: "
             f"{_classifiers(run, table)}.",
             f"{plural(int(table['n'].max()), 'image')} of {_dataset(run, 'ablation')} "
-            f"({settings.get('split', 'test')})",
+            f"({settings['split']})",
             "Only direct effects are removed: later components still see what earlier ones wrote.",
         ),
         panels,
@@ -205,8 +206,8 @@ def _single(run: Run) -> Listing:
 # Retrieval
 
 
-def _retrieval(run: Run, book: PictureBook) -> list[object]:
-    blocks: list[object] = [_precision(run), _precision_table(run)]
+def _retrieval(run: Run, book: PictureBook) -> list[Block]:
+    blocks: list[Block] = [_precision(run), _precision_table(run)]
     if len(run["retrieval_examples"]):
         blocks.append(_examples(run, book))
     return blocks
@@ -313,8 +314,8 @@ def _example_rows(table: pd.DataFrame, book: PictureBook, count: int) -> list[Ga
 # Heat maps
 
 
-def _heatmaps(run: Run, book: PictureBook) -> list[object]:
-    blocks: list[object] = [_overlays(run, book)]
+def _heatmaps(run: Run, book: PictureBook) -> list[Block]:
+    blocks: list[Block] = [_overlays(run, book)]
     if run["heatmaps"]["mass"].notna().any():
         blocks.append(_mass(run))
     return blocks
@@ -440,7 +441,7 @@ def _segmentation_table(run: Run) -> Listing:
 def _groups(run: Run) -> Figure:
     table = run["spurious"]
     panels = [_group_panel(table[table["model"] == name], name) for name in _present(run, table)]
-    settings = switched_on(run.config)["spurious"]
+    settings = run.config["applications"]["spurious"]
     draws = table.loc[table["method"] == "random", "draw"].nunique()
     k = int(table.loc[table["method"] == "ablated", "components"].max())
     return Figure(
@@ -450,8 +451,8 @@ def _groups(run: Run) -> Figure:
             "Accuracy of each group for the full model (open) and after ablation (filled); grey: "
             f"range and mean of {plural(draws, 'draw')} of as many random components.",
             f"The {plural(k, 'component')} with the largest score for the spurious words less that "
-            f"for the core words, chosen on {settings.get('select_split', 'val')}, replaced by "
-            f"their means; reported on {settings.get('report_split', 'test')}.",
+            f"for the core words, chosen on {settings['select_split']}, replaced by "
+            f"their means; reported on {settings['report_split']}.",
             f"{plural(_group_size(table), 'image')} in the smallest group",
         ),
         panels,

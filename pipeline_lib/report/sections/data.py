@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from pipeline_lib.report.blocks import (
+    Block,
     Caption,
     Field,
     Figure,
@@ -33,7 +35,7 @@ def manifest_section(run: Run, book: PictureBook) -> Section:
     """What the data sets hold, some of their images, and the files that were rejected."""
     tables = run["manifest"]
     active = tables[tables["active"].astype(bool)]
-    blocks = [_datasets(run, active), _samples(run, active, book)]
+    blocks: list[Block] = [_datasets(run, active), _samples(run, active, book)]
     if active["group"].notna().any():
         blocks.append(_groups(run, active))
     blocks.append(_rejected(run))
@@ -172,7 +174,7 @@ def features_section(run: Run) -> Section:
     """The concept words and how near they lie to each other in each CLIP space."""
     texts = run["text_features"]
     concepts = texts[texts["use"] == "concept"] if len(texts) else texts
-    blocks = []
+    blocks: list[Block] = []
     if len(concepts):
         blocks = [_concepts(run, concepts), _similarity(run, concepts)]
     return Section(
@@ -248,7 +250,7 @@ def _mean(values: np.ndarray, where: np.ndarray) -> float:
     return float(values[where].mean()) if where.any() else float("nan")
 
 
-def _matrix(cosine: np.ndarray, feature: list[str]):  # type: ignore[no-untyped-def]
+def _matrix(cosine: np.ndarray, feature: list[str]) -> Callable[[Axes], None]:
     edges = [0, *(i for i in range(1, len(feature)) if feature[i] != feature[i - 1]), len(feature)]
 
     def draw(axes: Axes) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from pipeline_lib.report.atlas import NO_ROLE, ROLE_MARGIN, ROLE_SHARE, ROLE_TEXTS, roles
 from pipeline_lib.report.blocks import (
     Atlas,
+    Block,
     Branch,
     Caption,
     Component,
@@ -35,7 +37,7 @@ _WHOLE = "direct effect"
 def scores_section(run: Run) -> Section:
     """Which component carries which feature, and the texts that describe it."""
     reason = run.not_run.get("scores", "")
-    blocks = []
+    blocks: list[Block] = []
     if not reason:
         found = roles(run)
         blocks = [
@@ -266,7 +268,7 @@ def _explained_panel(part: pd.DataFrame, model: str) -> Panel:
         axes.set_ylim(0, 1)
         axes.set_xlim(1, max(2, int(texts.max())))
         axes.set_xlabel("texts")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         as_percent(axes, "y")
         axes.grid(axis="y")
         axes.legend(loc="lower right", handlelength=1.8, borderaxespad=0.2)
@@ -295,8 +297,8 @@ def _tree(run: Run) -> Tree:
         Caption(
             "A model opened from coarse to fine: share of its parts in the variance of the "
             "representation and in that of each feature.",
-            "Direct effects and scores of the components summed over what lies below; the shares of the parts add up "
-            "to that of the whole.",
+            "Direct effects and scores of the components summed over what lies below; the shares "
+            "of the parts add up to that of the whole.",
             _images(run),
         ),
         features,

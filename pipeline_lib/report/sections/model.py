@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
-from pipeline_lib.report.blocks import Caption, Field, Figure, Listing, Section
+from pipeline_lib.report.blocks import Block, Caption, Field, Figure, Listing, Section
 from pipeline_lib.report.charts import dot_rows
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.style import colour, draw_panel
@@ -17,6 +18,7 @@ from pipeline_lib.report.words import (
     duration,
     percent,
     plural,
+    power_of_ten,
     scientific,
     size,
     spaced,
@@ -28,7 +30,7 @@ _KINDS = ("head", "attention", "mlp", "conv", "stem", "bias")
 
 def contributions_section(run: Run) -> Section:
     """What each model was split into, and how exactly the parts sum to the whole."""
-    blocks = [_models(run)]
+    blocks: list[Block] = [_models(run)]
     if len(run["exactness"]):
         blocks += [_exactness_figure(run), _exactness_table(run)]
     return Section(
@@ -137,6 +139,7 @@ def _error_rows(table: pd.DataFrame) -> Callable[[Axes], None]:
             fontsize=8.5,
         )
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
         axes.set_xlim(spread.min() / 3, tolerance * 3)
         axes.set_yticks(places, table["model"] + " · " + table["dataset"])
         axes.invert_yaxis()
@@ -150,15 +153,7 @@ def _error_rows(table: pd.DataFrame) -> Callable[[Axes], None]:
 
 def _exactness_table(run: Run) -> Listing:
     table = run["exactness"].copy()
-    times = run.timings[run.timings["stage"] == "contributions"]
-    seconds = [
-        times.loc[
-            times["job"].str.startswith(f"contributions/{row.model}/{row.dataset}"), "seconds"
-        ]
-        for row in table.itertuples()
-    ]
-    table["seconds"] = [part.sum() if len(part) else np.nan for part in seconds]
-    table["rate"] = table["n"] / table["seconds"]
+    table["rate"] = table["n"] / table["seconds"].where(table["seconds"] > 0)
     fields = [
         Field("model", "model", number=False),
         Field("dataset", "data set", number=False),
@@ -174,8 +169,9 @@ def _exactness_table(run: Run) -> Listing:
         "dumps",
         "Exactness and throughput",
         Caption(
-            "Each dump: its sum error, its size on disk, and the time its jobs took.",
-            "Times are the wall times of the jobs, start and loading of the model included.",
+            "Each dump: its sum error, its size on disk, and the time its decomposition took.",
+            "Times are from the first image read to the shard written, summed over the shards; "
+            "loading of the model is left out.",
             plural(len(table), "dump"),
             "Jobs may have run beside others on the same machine.",
         ),
