@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import zarr
 from jaxtyping import Float, Float32, Integer
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -144,6 +145,48 @@ def write_layout(
     for place, document in documents.items():  # the group's last: then the store is complete
         with atomic_path(place) as beside:
             beside.write_bytes(document)
+
+
+class Shard:
+    """The rows of one shard and the arrays that are filled for them, NaN where nothing is put.
+
+    Attributes
+    ----------
+    number
+        Number of the shard.
+    active
+        Its active images, in the order of their rows.
+    arrays
+        What was put so far, for `write_shard`.
+
+    Raises
+    ------
+    ArtifactError
+        If the rows are not one whole shard.
+    """
+
+    def __init__(self, rows: pd.DataFrame, shard_size: int) -> None:
+        numbers = rows["row"].to_numpy()
+        self.number = int(numbers[0]) // shard_size
+        start = self.number * shard_size
+        if list(numbers) != list(range(start, start + len(rows))) or len(rows) > shard_size:
+            raise ArtifactError(
+                f"rows {numbers[0]} to {numbers[-1]} are not one whole shard of {shard_size} "
+                "rows; delete the manifest's folder and run snakemake again"
+            )
+        self.active = rows[rows["active"]].reset_index(drop=True)
+        self.arrays: dict[str, Float32[np.ndarray, "rows ..."]] = {}
+        self._count = len(rows)
+        self._positions = self.active["row"].to_numpy() - start
+
+    def put(self, where: slice, values: Mapping[str, Float[np.ndarray, "b ..."]]) -> None:
+        """Put values of the active images `where` into their rows; an empty slice lays out."""
+        for name, batch in values.items():
+            if name not in self.arrays:
+                shape = (self._count, *batch.shape[1:])
+                self.arrays[name] = np.full(shape, np.nan, dtype=np.float32)
+            if where.stop > where.start:
+                self.arrays[name][self._positions[where]] = batch
 
 
 class Store:

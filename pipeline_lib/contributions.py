@@ -1,0 +1,288 @@
+"""Dumps: the contributions of one model's components for the images of one data set.
+
+One call dumps one shard (`dump_shard`); when all shards are there one call checks that they belong
+together and describes them (`gather_dump`). How a contribution is computed is in
+`pipeline_lib.decompose`, how it is stored in `pipeline_lib.store`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float32
+
+from pipeline_lib.artifacts import STORES, read_provenance, read_table, write_table
+from pipeline_lib.config import Contributions
+from pipeline_lib.decompose import Decomposition, decompose
+from pipeline_lib.device import compute_device
+from pipeline_lib.dumps import components_path, open_dump
+from pipeline_lib.errors import ArtifactError, ToleranceError
+from pipeline_lib.images import image_batches
+from pipeline_lib.store import Shard, write_layout, write_shard
+
+if TYPE_CHECKING:
+    from pipeline_lib.models import VisionModel
+
+log = logging.getLogger(__name__)
+
+#: Images of a failed shard named in an error.
+SHOWN = 5
+
+
+def dump_shard(
+    model: VisionModel,
+    rows: pd.DataFrame,
+    root: Path,
+    store: Path,
+    settings: Contributions,
+    *,
+    workers: int = 2,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Decompose the images of one shard and write its objects into a store.
+
+    Runs on the GPU where there is one. Nothing is written unless every image is within the
+    tolerance.
+
+    Parameters
+    ----------
+    model
+        The model, in float32.
+    rows
+        Table `shard`: all rows of one shard, also those that are not active.
+    root
+        Folder that their paths are relative to.
+    store
+        `contributions/{model}/{dataset}.zarr`.
+    settings
+        Section `contributions` of the configuration: how to decompose and to store.
+    workers
+        Threads that decode images ahead of the computation.
+
+    Returns
+    -------
+    components, facts
+        Table `components`, and JSON-able facts on how the shard was made, for the shard's record.
+
+    Raises
+    ------
+    DataError
+        If an image cannot be read or has changed since the manifest was made.
+    ToleranceError
+        If contributions do not sum to the representation.
+    ArtifactError
+        If the shard cannot be written.
+    """
+    device = compute_device()
+    model.module.to(device)
+    began = time.monotonic()
+    shard = Shard(rows, settings.shard_size)
+    parts = None
+    for where, parts in _decomposed(model, shard.active, root, settings, device, workers):
+        shard.put(where, _arrays_of(model, parts))
+    if parts is None:  # all images of the shard have left; lay it out as the others are
+        blank = torch.zeros(1, 3, *model.input_size, device=device)
+        parts = decompose(model, blank, per=settings.per, bias=settings.bias)
+        shard.put(slice(0, 0), _arrays_of(model, parts))
+    layout = {"shard_size": settings.shard_size, "dtype": settings.dtype}
+    write_shard(store, "contributions", shard.number, shard.arrays, **layout)
+    facts = {
+        "model": model.id,
+        "weight_hash": model.weight_hash,
+        "readout": parts.readout,
+        "per": settings.per,
+        "bias": settings.bias,
+        "sizes": _sizes(shard.arrays),
+        "made": {
+            "images": len(shard.active),
+            "seconds": round(time.monotonic() - began, 3),
+            "device": str(device),
+            "torch": torch.__version__,
+        },
+    }
+    return parts.components, facts | layout
+
+
+def gather_dump(
+    store: Path,
+    records: Sequence[Path],
+    manifest: Path,
+    tolerance: float,
+    *,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Describe the shards of a dump once all are written, and check every number in it.
+
+    Writes the metadata of the store and the table of components beside it.
+
+    Parameters
+    ----------
+    store
+        `contributions/{model}/{dataset}.zarr`, with all shard objects in it.
+    records
+        The shards' tables of components, with the facts that `dump_shard` gave.
+    manifest
+        `manifest/{dataset}/images.parquet`.
+    tolerance
+        Largest relative error of the sum of contributions.
+    batch_size
+        Images read at once.
+
+    Returns
+    -------
+    dict
+        Facts on the whole dump: images, components, largest error, bytes.
+
+    Raises
+    ------
+    ArtifactError
+        If shards were made differently, or one is missing or damaged.
+    ToleranceError
+        If stored contributions do not sum to the stored representation.
+    """
+    components, facts = _agreed(records)
+    made = [read_provenance(record)["made"] for record in records]
+    sizes = {**facts.pop("sizes"), "n": len(read_table("manifest", manifest))}
+    layout = {key: facts.pop(key) for key in ("shard_size", "dtype")}
+    write_table("components", components, components_path(store), facts)
+    write_layout(store, "contributions", sizes, **layout, attributes=facts)
+    worst = _check_dump(store, manifest, tolerance, layout["dtype"], batch_size)
+    return {
+        **facts,
+        **layout,
+        "sizes": sizes,
+        "worst_error": worst,
+        "seconds": round(sum(shard["seconds"] for shard in made), 3),
+        "devices": sorted({shard["device"] for shard in made}),
+        "bytes": sum(path.stat().st_size for path in store.rglob("*") if path.is_file()),
+    }
+
+
+def _decomposed(
+    model: VisionModel,
+    active: pd.DataFrame,
+    root: Path,
+    settings: Contributions,
+    device: torch.device,
+    workers: int,
+) -> Iterator[tuple[slice, Decomposition]]:
+    """The images of a shard decomposed batch by batch, each within the tolerance."""
+    batches = image_batches(
+        [root / path for path in active["path"]],
+        model.preprocess,
+        settings.batch_size,
+        hashes=list(active["sha256"]),
+        workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    began = time.monotonic()
+    for where, images in batches:
+        images = images.to(device, non_blocking=True)
+        parts = decompose(model, images, per=settings.per, bias=settings.bias)
+        if where.start == 0:
+            _log_start(model, settings, device, parts.values.shape, len(active))
+        errors = parts.error.cpu().numpy()
+        _check_errors(errors, active["path"].iloc[where], settings.tolerance, str(device))
+        _log_progress(where.stop, len(active), time.monotonic() - began)
+        yield where, parts
+
+
+def _arrays_of(model: VisionModel, parts: Decomposition) -> dict[str, Float32[np.ndarray, "b *_"]]:
+    """The arrays of a store for one batch."""
+    tensors = {
+        "contributions": parts.values,
+        "representation": parts.representation,
+        "error": parts.error,
+    }
+    if model.classifier is not None:
+        with torch.no_grad():
+            tensors["logits"] = model.classifier(parts.representation)
+    return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _check_errors(
+    errors: Float32[np.ndarray, "b"], names: pd.Series, tolerance: float, where: str
+) -> None:
+    bad = ~(errors <= tolerance)  # NaN is bad too
+    if not bad.any():
+        return
+    order = np.argsort(-np.where(np.isnan(errors), np.inf, errors))[:SHOWN]
+    listing = "\n  - ".join(f"{names.iloc[i]}: {errors[i]:.3g}" for i in order if bad[i])
+    raise ToleranceError(
+        f"the contributions of {bad.sum()} of {len(errors)} images do not sum to the "
+        f"representation within contributions.tolerance ({tolerance:g}, relative) in float32 on "
+        f"{where}; median {np.nanmedian(errors):.3g}, worst images:\n  - {listing}\n"
+        "Please report the model's id with this message; a larger tolerance hides the error."
+    )
+
+
+def _log_start(
+    model: VisionModel, settings: Contributions, device: Any, shape: Sequence[int], count: int
+) -> None:
+    _, components, width = shape
+    size = count * components * width * np.dtype(settings.dtype).itemsize
+    log.info("device %s, computing in float32, stored as %s", device, settings.dtype)
+    log.info("model %s, %d components × %d, batch %d", model.id, components, width,
+             settings.batch_size)  # fmt: skip
+    log.info("%d images, %.1f MB before compression", count, size / 1e6)
+
+
+def _log_progress(done: int, count: int, seconds: float) -> None:
+    rate = done / max(seconds, 1e-9)
+    left = (count - done) / rate
+    log.info("%d of %d images, %.1f images/s, %.0f s left", done, count, rate, left)
+
+
+def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Length of the axes that all shards share."""
+    declared = {array.name: array.axes for array in STORES["contributions"]}
+    return {
+        axis: size
+        for name, values in arrays.items()
+        for axis, size in zip(declared[name], values.shape, strict=True)
+        if axis != "n"
+    }
+
+
+def _agreed(records: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The components and facts that all shards share."""
+    first, facts = read_table("components", records[0]), _shared_facts(records[0])
+    for record in records[1:]:
+        if not read_table("components", record).equals(first) or _shared_facts(record) != facts:
+            raise ArtifactError(
+                f"{record} was made otherwise than {records[0]} (another model, weights or "
+                f"settings). Run: rm -r {record.parent} && snakemake"
+            )
+    return first, facts
+
+
+def _shared_facts(record: Path) -> dict[str, Any]:
+    return {key: value for key, value in read_provenance(record).items() if key != "made"}
+
+
+def _check_dump(
+    store: Path, manifest: Path, tolerance: float, dtype: str, batch_size: int
+) -> float:
+    """Largest relative sum error over all stored images; reads the whole dump once.
+
+    What is stored in half precision was within the tolerance before it was rounded; then only
+    the recorded error is held to it.
+    """
+    dump = open_dump(store, manifest)
+    worst = 0.0
+    for index in dump.batches(batch_size):
+        z, names = dump.representation(index), dump.manifest["image_id"].iloc[index]
+        gap = dump.contributions(index).sum(axis=1, dtype=np.float64) - z
+        sizes = np.maximum(np.linalg.norm(z, axis=1), np.finfo(np.float32).tiny)
+        errors = (np.linalg.norm(gap, axis=1) / sizes).astype(np.float32)
+        recorded = dump.error(index)
+        _check_errors(recorded if dtype != "float32" else errors, names, tolerance, "disk")
+        worst = max(worst, float(errors.max()))
+    log.info("%d images checked, largest relative error as stored %.3g", dump.n, worst)
+    return worst

@@ -1,0 +1,138 @@
+"""The reference CLIP's embeddings of a data set's images, shard by shard."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pipeline_lib.artifacts import read_table
+from pipeline_lib.config import Contributions
+from pipeline_lib.device import compute_device
+from pipeline_lib.dumps import open_features
+from pipeline_lib.errors import ArtifactError
+from pipeline_lib.images import image_batches
+from pipeline_lib.store import Shard, write_layout, write_shard
+
+if TYPE_CHECKING:
+    from pipeline_lib.models import VisionModel
+
+log = logging.getLogger(__name__)
+
+#: Facts on a shard: the model and the sizes, as JSON.
+Record = dict[str, object]
+
+
+def embed_shard(
+    model: VisionModel,
+    rows: pd.DataFrame,
+    root: Path,
+    store: Path,
+    settings: Contributions,
+    *,
+    workers: int = 2,
+) -> Record:
+    """Embed the images of one shard and write its object into a store.
+
+    Parameters
+    ----------
+    model
+        The reference CLIP.
+    rows
+        Table `shard`: all rows of one shard.
+    root
+        Folder that their paths are relative to.
+    store
+        `features/{dataset}.zarr`.
+    settings
+        Section `contributions` of the configuration, for the sizes of shard and batch.
+    workers
+        Threads that decode images ahead of the computation.
+
+    Returns
+    -------
+    dict
+        Facts on the shard, JSON-able.
+
+    Raises
+    ------
+    DataError
+        If an image cannot be read or has changed since the manifest was made.
+    ModelError
+        If the model has no CLIP embedding.
+    ArtifactError
+        If the shard cannot be written.
+    """
+    import torch
+
+    device = compute_device()
+    model.to(device)
+    log.info("device %s, float32, batch %d, %d images", device, settings.batch_size, len(rows))
+    shard = Shard(rows, settings.shard_size)
+    blank = model.encode_image(torch.zeros(1, 3, *model.input_size, device=device))
+    shard.put(slice(0, 0), {"image_embeddings": blank.cpu().numpy()})
+    batches = image_batches(
+        [root / path for path in shard.active["path"]],
+        model.preprocess,
+        settings.batch_size,
+        hashes=list(shard.active["sha256"]),
+        workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    for where, images in batches:
+        vectors = model.encode_image(images.to(device, non_blocking=True)).cpu().numpy()
+        shard.put(where, {"image_embeddings": vectors})
+        log.info("%d of %d images", where.stop, len(shard.active))
+    write_shard(store, "features", shard.number, shard.arrays, shard_size=settings.shard_size)
+    return {
+        "model": model.id,
+        "weight_hash": model.weight_hash,
+        "shard_size": settings.shard_size,
+        "width": int(blank.shape[1]),
+    }
+
+
+def gather_features(
+    store: Path, records: dict[Path, Record], manifest: Path, *, batch_size: int = 1024
+) -> None:
+    """Describe the shards of embeddings once all are written, and check every number.
+
+    Parameters
+    ----------
+    store
+        `features/{dataset}.zarr`, with all shard objects in it.
+    records
+        For the path of each shard's record the facts in it.
+    manifest
+        `manifest/{dataset}/images.parquet`.
+    batch_size
+        Images read at once.
+
+    Raises
+    ------
+    ArtifactError
+        If shards were made differently, or one is missing, damaged or no unit vectors.
+    """
+    (first, facts), *rest = records.items()
+    for path, other in rest:
+        if other != facts:
+            raise ArtifactError(
+                f"{path} was made otherwise than {first} (another reference or its weights). "
+                f"Run: rm -r {path.parent} && snakemake"
+            )
+    attributes = dict(facts)
+    sizes = {"n": len(read_table("manifest", manifest)), "e": int(str(attributes.pop("width")))}
+    shard_size = int(str(attributes.pop("shard_size")))
+    write_layout(store, "features", sizes, shard_size=shard_size, attributes=attributes)
+    features = open_features(store, manifest)
+    for index in features.batches(batch_size):
+        gaps = abs(np.linalg.norm(features.embeddings(index), axis=1) - 1.0)
+        if gaps.max() > 1e-4:
+            raise ArtifactError(
+                f"{store}: the embedding of {features.manifest['image_id'].iloc[gaps.argmax()]} "
+                f"is no unit vector. Delete {store} and run snakemake again."
+            )
+    log.info("%d embeddings of width %d checked", features.n, sizes["e"])

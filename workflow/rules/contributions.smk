@@ -1,0 +1,62 @@
+# Contributions: the dumps. Reads the images of one shard at a time; writes the objects of that
+# shard into contributions/{model}/{dataset}.zarr and a record of how they were made. When all
+# shards are there, one job checks them and writes the store's metadata and table of components.
+# The array of logits is written before the others and has no output of its own: not every model
+# has a classifier.
+
+DUMP = f"{RESULTS}/contributions/{{model}}/{{dataset}}"
+DUMP_ARRAYS = ["contributions", "representation", "error"]
+
+
+rule contributions:
+    input:
+        shard=shard_rows,
+    output:
+        contributions=shard_object(f"{DUMP}.zarr", "contributions", "contributions", "{shard}"),
+        representation=shard_object(f"{DUMP}.zarr", "contributions", "representation", "{shard}"),
+        error=shard_object(f"{DUMP}.zarr", "contributions", "error", "{shard}"),
+        record=f"{DUMP}.shards/{{shard}}.parquet",
+    params:
+        version=STAGE_VERSIONS["contributions"],
+        model=lambda wildcards: model_facts(CONFIG.models[wildcards.model]),
+        per=CONFIG.contributions.per,
+        bias=CONFIG.contributions.bias,
+        dtype=CONFIG.contributions.dtype,
+        shard_size=CONFIG.contributions.shard_size,
+    log:
+        f"{RESULTS}/logs/contributions/{{model}}/{{dataset}}/{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/contributions/{{model}}/{{dataset}}/{{shard}}.tsv"
+    threads: MODEL_THREADS
+    resources:
+        gpu=GPU,
+    script:
+        "../scripts/contributions.py"
+
+
+rule contributions_store:
+    input:
+        objects=lambda w: store_inputs(w.model, w.dataset)[2:],
+        records=lambda w: expand(
+            f"{DUMP}.shards/{{shard}}.parquet", **w, shard=shards_of(w.dataset)
+        ),
+        manifest=f"{RESULTS}/manifest/{{dataset}}/images.parquet",
+    output:
+        store=f"{DUMP}.zarr/zarr.json",
+        components=f"{DUMP}.components.parquet",
+    params:
+        version=STAGE_VERSIONS["contributions"],
+        tolerance=CONFIG.contributions.tolerance,
+    log:
+        f"{RESULTS}/logs/contributions_store/{{model}}/{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/contributions_store/{{model}}/{{dataset}}.tsv"
+    threads: 1
+    script:
+        "../scripts/contributions_store.py"
+
+
+def all_dumps():
+    """Every file of every dump: named as targets, so that one that was deleted is made again."""
+    pairs = [(m, d) for m in CONFIG.models for d in CONFIG.contributions.datasets]
+    return [path for model, dataset in pairs for path in store_inputs(model, dataset)]

@@ -1,0 +1,30 @@
+# Manifest: which images a data set has. Reads the data set's files (or the rendered world) and the
+# manifest of last time; writes manifest/{dataset}/images.parquet, rejected.parquet, and beside them
+# shards/{shard}.parquet with what the dump of that shard depends on.
+#
+# A checkpoint, because how many shards there are depends on the images. It updates its output in
+# place, and writes the files of those shards only that changed: these are no declared outputs, so
+# that a dump sees their own times and contents.
+
+
+checkpoint manifest:
+    input:
+        table=world_table,
+    output:
+        images=update(f"{RESULTS}/manifest/{{dataset}}/images.parquet"),
+        rejected=f"{RESULTS}/manifest/{{dataset}}/rejected.parquet",
+    params:
+        version=STAGE_VERSIONS["manifest"],
+        dataset=lambda wildcards: section(CONFIG.datasets[wildcards.dataset]),
+        listing=lambda wildcards: manifests.listing_fingerprint(
+            CONFIG.datasets[wildcards.dataset], settings.image_root(CONFIG, wildcards.dataset)
+        ),
+        shard_size=CONFIG.contributions.shard_size,
+        seed=CONFIG.seed,
+    log:
+        f"{RESULTS}/logs/manifest/{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/manifest/{{dataset}}.tsv"
+    threads: 2
+    script:
+        "../scripts/manifest.py"
