@@ -18,6 +18,7 @@ from pipeline_lib.training.data import Pool, batches, normalise, relit, shifted
 from pipeline_lib.training.optimise import fit, mixed_precision, set_seed
 from pipeline_lib.training.recipes import ContrastiveRecipe
 from pipeline_lib.training.vocabulary import VOCABULARY, load_tokenizer, write_vocabulary
+from pipeline_lib.training.warm_start import warm_start_clip
 from pipeline_lib.world.captions import caption
 
 LARGEST_SCALE = math.log(100.0)
@@ -79,7 +80,9 @@ def train_contrastive(
     rng = set_seed(recipe.seed)
     config = model_config(recipe, write_vocabulary(folder / VOCABULARY))
     tokenizer = load_tokenizer(folder, recipe.text["context_length"])
-    model = build_clip(config).to(device).train()
+    model = build_clip(config)
+    warm_start_clip(model, pool)
+    model = model.to(device).train()
 
     def loss_of(item: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         images, texts, names = item

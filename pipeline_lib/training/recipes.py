@@ -35,10 +35,10 @@ class Recipe:
     name: str
     steps: int
     batch: int
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 0.05
     seed: int = 0
-    images: int = 40_000
+    images: int = 24_000
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _clip_text(width: int, layers: int, heads: int) -> dict[str, int]:
     return {"context_length": 32, "width": width, "layers": layers, "heads": heads}
 
 
-_VIT = {"img_size": 96, "patch_size": 12, "embed_dim": 128, "depth": 4, "num_heads": 4}
+_VIT = {"img_size": 96, "patch_size": 12, "embed_dim": 96, "depth": 4, "num_heads": 4}
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
@@ -122,22 +122,56 @@ RECIPES: Mapping[str, Recipe] = {
             name="deit",
             architecture="deit_tiny_distilled_patch16_224",
             model_args=_VIT,
-            steps=1200,
-            batch=128,
+            steps=2000,
+            batch=64,
+        ),
+        SupervisedRecipe(
+            name="swin",
+            architecture="swin_tiny_patch4_window7_224",
+            model_args={
+                "img_size": 96,
+                "patch_size": 8,
+                "embed_dim": 48,
+                "depths": [2, 2, 2],
+                "num_heads": [2, 4, 8],
+                "window_size": 6,
+                "drop_path_rate": 0.0,
+            },
+            steps=1600,
+            batch=64,
+        ),
+        SupervisedRecipe(
+            name="maxvit",
+            architecture="maxvit_tiny_tf_224",
+            model_args={
+                "img_size": 96,
+                "embed_dim": [16, 48, 96],
+                "depths": [1, 1, 1],
+                "stem_width": 16,
+                "head_hidden_size": 96,
+                "conv_expand_ratio": 2.0,
+                "transformer_dim_head": 16,
+                "transformer_partition_ratio": 16,
+            },
+            steps=600,
+            batch=64,
+            learning_rate=3e-3,
         ),
         ContrastiveRecipe(
             name="clip-reference",
             embed_dim=96,
             vision=_clip_vision(width=128, layers=5, head_width=32),
             text=_clip_text(width=96, layers=3, heads=4),
-            steps=800,
+            steps=600,
+            learning_rate=4e-3,
         ),
         ContrastiveRecipe(
             name="clip-small",
             embed_dim=64,
             vision=_clip_vision(width=96, layers=4, head_width=24),
             text=_clip_text(width=64, layers=2, heads=4),
-            steps=800,
+            steps=600,
+            learning_rate=4e-3,
         ),
     )
 }

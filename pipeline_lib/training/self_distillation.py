@@ -19,6 +19,7 @@ from pipeline_lib.training.data import SIDE, Pool, batches, mirrored, normalise
 from pipeline_lib.training.optimise import fit, mixed_precision, set_seed
 from pipeline_lib.training.recipes import SelfDistillationRecipe
 from pipeline_lib.training.supervised import build_timm
+from pipeline_lib.training.warm_start import warm_start_timm
 
 LARGE_SCALE, SMALL_SCALE = (0.6, 1.0), (0.3, 0.6)
 CENTRE_MOMENTUM = 0.9
@@ -115,7 +116,9 @@ def train_self_distillation(
 ) -> tuple[nn.Module, float]:
     """Backbone of the trained teacher, and the seconds it took."""
     rng = set_seed(recipe.seed)
-    student = Learner(build_timm(recipe, num_classes=0), recipe).to(device).train()
+    backbone = build_timm(recipe, num_classes=0)
+    warm_start_timm(backbone, pool)
+    student = Learner(backbone, recipe).to(device).train()
     teacher = copy.deepcopy(student).requires_grad_(False)
     centre, patch_centre = (Centre(recipe.prototypes, device) for _ in range(2))
 

@@ -12,7 +12,7 @@ from pipeline_lib._torchvision import ensure_torchvision
 from pipeline_lib.training.data import Pool, batches, mirrored, normalise, relit, shifted
 from pipeline_lib.training.optimise import fit, mixed_precision, set_seed
 from pipeline_lib.training.recipes import SupervisedRecipe
-from pipeline_lib.training.warm_start import start_from_patches
+from pipeline_lib.training.warm_start import warm_start_timm
 from pipeline_lib.world.factors import FACTORS, TASK_FACTORS, task_labels
 
 SMOOTHING = 0.05
@@ -63,7 +63,7 @@ def train_supervised(
     """Trained model of a recipe, and the seconds it took."""
     rng = set_seed(recipe.seed)
     model = build_timm(recipe, len(task_labels()))
-    start_from_patches(model.patch_embed.proj, pool)
+    warm_start_timm(model, pool)
     model = model.to(device)
     if hasattr(model, "set_distilled_training"):
         model.set_distilled_training(True)

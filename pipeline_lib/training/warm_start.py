@@ -6,6 +6,8 @@ the whitened principal components of patches gives every channel unit variance f
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -47,3 +49,126 @@ def start_from_patches(convolution: nn.Conv2d, pool: Pool, scale: float = 0.5) -
     convolution.weight.copy_(mixed)
     if convolution.bias is not None:
         convolution.bias.zero_()
+
+
+def frequencies_of_grid(side: int, width: int) -> Float[Tensor, "f"]:
+    """Angular frequencies along one axis: periods of two sides down to half a side."""
+    return torch.pi / side * 2 ** torch.linspace(0, 2, width // 4)
+
+
+def waves_of_grid(side: int, width: int) -> Float[Tensor, "t d"]:
+    """Sines and cosines of the row and the column of each patch of a square grid."""
+    frequencies = frequencies_of_grid(side, width)
+    places = torch.arange(side) + 0.5
+    angles = places[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows = waves[:, None].expand(side, side, -1)
+    columns = waves[None, :].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=2).reshape(side**2, -1)
+
+
+@torch.no_grad()
+def start_from_waves(positions: Tensor, scale: float = 1.0) -> None:
+    """Set learned position embeddings of a patch grid to sines and cosines.
+
+    Parameters
+    ----------
+    positions
+        `[…, tokens, width]`; tokens before the largest square grid (class token …) are left alone.
+    scale
+        Amplitude.
+    """
+    tokens, width = positions.shape[-2:]
+    side = math.isqrt(tokens)
+    waves = scale * waves_of_grid(side, width)
+    positions[..., tokens - side**2 :, :] = waves
+
+
+OFFSETS = ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (1, 1), (-1, 1), (1, -1))
+
+
+@torch.no_grad()
+def start_looking_around(
+    queries_and_keys: list[tuple[Tensor, Tensor]], side: int, heads: int, strength: float = 1.5
+) -> None:
+    """Let each head start by looking at the patch next to the query in one direction.
+
+    With positions as waves, the scalar product of a wave and a shifted wave is largest at the
+    shift; queries are set to shifted waves and keys to waves, so that a convolution-like attention
+    stands at the start of the training instead of a uniform one.
+
+    Parameters
+    ----------
+    queries_and_keys
+        Weights `[d, d]` of each block, changed in place.
+    side
+        Patches along one side of the image.
+    heads
+        Heads of a block; head h of block l takes the direction `l · heads + h`.
+    strength
+        Factor of the logits.
+    """
+    for layer, (query, key) in enumerate(queries_and_keys):
+        width = query.shape[1]
+        size = width // heads
+        for head in range(heads):
+            offset = OFFSETS[(layer * heads + head) % len(OFFSETS)]
+            rows = slice(head * size, (head + 1) * size)
+            query[rows], key[rows] = _shifted_waves(width, size, side, offset)
+            query[rows] *= strength
+
+
+def _shifted_waves(
+    width: int, size: int, side: int, offset: tuple[int, int]
+) -> tuple[Float[Tensor, "s d"], Float[Tensor, "s d"]]:
+    """Rows that read waves shifted by `offset`, and rows that read the waves as they are."""
+    query, key = torch.zeros(size, width), torch.zeros(size, width)
+    count = width // 4
+    frequencies = frequencies_of_grid(side, width)
+    chosen = torch.linspace(0, count - 1, size // 4).round().long()
+    row = 0
+    for axis, shift in enumerate(offset):
+        for number in chosen.tolist():
+            sine, cosine = (axis * 2 * count + part * count + number for part in (0, 1))
+            angle = frequencies[number] * shift
+            key[row, sine] = key[row + 1, cosine] = 1.0
+            query[row, sine] = query[row + 1, cosine] = angle.cos()
+            query[row, cosine], query[row + 1, sine] = angle.sin(), -angle.sin()
+            row += 2
+    return query, key
+
+
+@torch.no_grad()
+def start_wide(model: nn.Module) -> None:
+    """Give the linear layers of the blocks weights of the size that their width asks for.
+
+    The usual standard deviation of 0.02 suits widths of several hundred. At the widths used here
+    it leaves attention uniform and activations linear for a large part of a short training.
+    """
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    depth = sum(name.endswith("fc1") for name in layers)
+    for name, layer in layers.items():
+        if any(part in name for part in ("blocks.", "layers.", "stages.")):
+            writes = name.endswith(("proj", "fc2"))
+            scale = (2 * depth) ** -0.5 if writes else 1.0
+            nn.init.normal_(layer.weight, std=scale * layer.in_features**-0.5)
+
+
+def warm_start_timm(model: nn.Module, pool: Pool) -> None:
+    """Warm start of a timm model: its blocks, and where it has them its patches and positions."""
+    start_wide(model)
+    if hasattr(model, "patch_embed") and isinstance(getattr(model.patch_embed, "proj", None), nn.Conv2d):
+        start_from_patches(model.patch_embed.proj, pool)
+    if getattr(model, "pos_embed", None) is not None:
+        start_from_waves(model.pos_embed)
+        weights = [block.attn.qkv.weight.chunk(3)[:2] for block in model.blocks]
+        start_looking_around(weights, model.patch_embed.grid_size[0], model.blocks[0].attn.num_heads)
+
+
+def warm_start_clip(model: nn.Module, pool: Pool) -> None:
+    """Warm start of the image tower of an open_clip model."""
+    start_from_patches(model.visual.conv1, pool)
+    start_from_waves(model.visual.positional_embedding)
+    blocks = model.visual.transformer.resblocks
+    weights = [block.attn.in_proj_weight.chunk(3)[:2] for block in blocks]
+    start_looking_around(weights, model.visual.grid_size[0], blocks[0].attn.num_heads)

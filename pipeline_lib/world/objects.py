@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SUPERSAMPLING = 3
-OUTLINE = 1.6  # width in pixels of a 96-pixel image
+OUTLINE = 2.0  # width in pixels of a 96-pixel image
 
 # RGB of each colour, and of the tone that its texture is drawn in.
 COLOURS: Mapping[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
@@ -58,7 +58,7 @@ def place_objects(
     centre = size / 2 + step + rng.uniform(-3, 3, size=2) * unit
     reach = np.abs(layout).max(axis=0) + radius + (OUTLINE + 1) * unit
     centre = np.clip(centre, reach, np.maximum(size - reach, reach))
-    turns = rng.uniform(-0.22, 0.22, size=len(layout))
+    turns = rng.uniform(-0.1, 0.1, size=len(layout))
     return [
         Placed(*(centre + shift), radius, turn) for shift, turn in zip(layout, turns, strict=True)
     ]
@@ -100,9 +100,12 @@ def coverage(
         for contour in contours:
             joint = "curve" if len(contour) < 16 else None  # smooth contours need no joints
             edge.line([*contour, contour[0], contour[1]], fill=255, width=stroke, joint=joint)
-    fine = (np.asarray(picture.reduce(SUPERSAMPLING), np.float32) / 255 for picture in (body, whole))
-    first, second = fine
+    first, second = _reduced(body), _reduced(whole)
     return first, np.maximum(first, second)
+
+
+def _reduced(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.reduce(SUPERSAMPLING), np.float32) / 255
 
 
 def _to_pixels(contour: np.ndarray, placed: Placed) -> list[tuple[float, float]]:
@@ -119,12 +122,13 @@ def paint(
     base, tone = (np.array(part, np.float32) for part in COLOURS[factors["colour"]])
     share = np.zeros((size, size), np.float32)
     nearest = np.full((size, size), np.inf, np.float32)
-    turn, phase = rng.uniform(0, np.pi), rng.uniform(0, 1, size=2)
+    turn, unit = rng.uniform(-0.12, 0.12), size / 96
     for placed in objects:
         rows, columns = _window(placed, size)
         y, x = np.mgrid[rows, columns].astype(np.float32) + 0.5
-        x, y = (x - placed.x) / placed.radius, (y - placed.y) / placed.radius
-        drawn = TEXTURES[factors["texture"]](x, y, placed.radius, turn, phase)
+        x, y = (x - placed.x) / unit, (y - placed.y) / unit
+        across, along = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+        drawn = TEXTURES[factors["texture"]](across, along, placed.radius / unit)
         distance = x**2 + y**2
         closer = distance < nearest[rows, columns]
         share[rows, columns][closer] = drawn[closer]
@@ -146,11 +150,7 @@ def _window(placed: Placed, size: int) -> tuple[slice, slice]:
     return spans[0], spans[1]
 
 
-# --- textures: share of the tone in 0..1 from object coordinates (-1..1) -------------------------
-
-
-def _turned(x: np.ndarray, y: np.ndarray, turn: float) -> tuple[np.ndarray, np.ndarray]:
-    return x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+# --- textures: share of the tone in 0..1, coordinates in pixels of a 96-pixel image --------------
 
 
 def _soft(value: np.ndarray, softness: float) -> np.ndarray:
@@ -158,46 +158,36 @@ def _soft(value: np.ndarray, softness: float) -> np.ndarray:
     return np.clip(0.5 + value / softness, 0, 1)
 
 
-def _plain(x, y, unit, turn, phase):
+def _plain(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     return np.zeros_like(x)
 
 
-def _striped(x, y, unit, turn, phase):
-    period = max(0.5, 5.0 / unit)
-    wave = np.cos(2 * np.pi * (_turned(x, y, turn)[0] / period + phase[0]))
-    return _soft(wave, softness=12 / (unit * period))
+def _striped(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    return _soft(np.cos(2 * np.pi * x / 7.0), softness=1.4)
 
 
-def _checkered(x, y, unit, turn, phase):
-    period = max(0.8, 8.0 / unit)
-    across, along = _turned(x, y, 0.3 * np.sin(turn))
-    wave = np.sin(2 * np.pi * (across / period + phase[0]))
-    wave = wave * np.sin(2 * np.pi * (along / period + phase[1]))
-    return _soft(wave, softness=10 / (unit * period))
+def _checkered(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    waves = np.sin(2 * np.pi * x / 10.0) * np.sin(2 * np.pi * y / 10.0)
+    return _soft(waves, softness=0.8)
 
 
-def _dotted(x, y, unit, turn, phase):
-    period = max(0.56, 6.0 / unit)
-    across, along = _turned(x, y, turn)
-    across, along = across / period + phase[0], along / period + phase[1]
+def _dotted(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    across, along = x / 8.0, y / 8.0
     across = across + 0.5 * (np.floor(along) % 2)
-    distance = np.hypot(across % 1 - 0.5, along % 1 - 0.5)
-    return _soft(0.3 - distance, softness=1.2 / (unit * period))
+    return _soft(0.3 - np.hypot(across % 1 - 0.5, along % 1 - 0.5), softness=0.14)
 
 
-def _netted(x, y, unit, turn, phase):
-    period = max(0.62, 6.5 / unit)
-    across, along = _turned(x, y, np.pi / 4 + 0.3 * np.sin(turn))
-    gap_across = np.abs((across / period + phase[0]) % 1 - 0.5)
-    gap_along = np.abs((along / period + phase[1]) % 1 - 0.5)
-    return _soft(0.13 - np.minimum(gap_across, gap_along), softness=1.2 / (unit * period))
+def _netted(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    falling, rising = (x + y) / 11.0, (x - y) / 11.0
+    gap = np.minimum(np.abs(falling % 1 - 0.5), np.abs(rising % 1 - 0.5))
+    return _soft(0.12 - gap, softness=0.12)
 
 
-def _shaded(x, y, unit, turn, phase):
-    return np.clip(0.5 + 0.62 * _turned(x, y, 2 * turn + np.pi * (phase[0] > 0.5))[0], 0, 1)
+def _shaded(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    return np.clip(0.5 + 0.62 * y / radius, 0, 1)
 
 
-TEXTURES: dict[str, Callable[..., np.ndarray]] = {
+TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
     "plain": _plain,
     "striped": _striped,
     "checkered": _checkered,

@@ -158,7 +158,8 @@ def _swamp(canvas: Canvas, rng: np.random.Generator) -> None:
         rx = (0.03 + 0.07 * (y - bank)) * rng.uniform(0.8, 1.3)
         x = rng.uniform(0, 1)
         canvas.ellipse(x, y, rx, 0.45 * rx, (128, 150, 62))
-        canvas.polygon([(x, y), (x + 1.2 * rx, y - 0.2 * rx), (x + 1.2 * rx, y + 0.15 * rx)], (66, 76, 44))
+        notch = [(x, y), (x + 1.2 * rx, y - 0.2 * rx), (x + 1.2 * rx, y + 0.15 * rx)]
+        canvas.polygon(notch, (66, 76, 44))
     for _ in range(16):
         x, foot = rng.uniform(0, 1), rng.uniform(bank + 0.15, 1.15)
         height, lean = rng.uniform(0.15, 0.32), rng.uniform(-0.04, 0.04)
@@ -170,7 +171,11 @@ def _forest(canvas: Canvas, rng: np.random.Generator) -> None:
     ground = rng.uniform(0.72, 0.85)
     canvas.gradient((150, 182, 150), (64, 98, 66), 0, ground)
     canvas.gradient((58, 66, 36), (44, 44, 26), ground, 1)
-    layers = (((70, 116, 78), 9, 0.5, -0.1), ((38, 86, 52), 7, 0.72, 0.02), ((18, 58, 36), 5, 0.9, 0.16))
+    layers = (
+        ((70, 116, 78), 9, 0.5, -0.1),
+        ((38, 86, 52), 7, 0.72, 0.02),
+        ((18, 58, 36), 5, 0.9, 0.16),
+    )
     for tone, number, height, drop in layers:
         for place in range(number):
             x = (place + rng.uniform(0.1, 0.9)) / number
@@ -231,7 +236,8 @@ def _meadow(canvas: Canvas, rng: np.random.Generator) -> None:
 def _city(canvas: Canvas, rng: np.random.Generator) -> None:
     street = rng.uniform(0.76, 0.86)
     canvas.gradient((176, 186, 204), (226, 216, 206), 0, street)
-    for tone, low, high, width in (((150, 156, 172), 0.35, 0.72, 0.12), ((88, 92, 108), 0.2, 0.55, 0.17)):
+    rows = (((150, 156, 172), 0.35, 0.72, 0.12), ((88, 92, 108), 0.2, 0.55, 0.17))
+    for tone, low, high, width in rows:
         x = -rng.uniform(0, width)
         while x < 1:
             reach = width * rng.uniform(0.7, 1.3)
