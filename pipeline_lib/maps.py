@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -190,6 +190,23 @@ def split_heldout(image_ids: Sequence[str], share: float, seed: int) -> Bool[np.
             "or another share"
         )
     return heldout
+
+
+def without_test(splits: pd.Series) -> Int[np.ndarray, " m"]:
+    """Positions of the images that may be fitted on: all but those of split `test`.
+
+    Raises
+    ------
+    DataError
+        All images are of split `test`.
+    """
+    positions = np.flatnonzero((splits != "test").to_numpy())
+    if not len(positions):
+        raise DataError(
+            "all images are of split test, which is kept for reporting; give some images split "
+            "train or val, in the column of splits or by datasets.*.split"
+        )
+    return positions
 
 
 def fit_maps(

@@ -188,6 +188,12 @@ def score_components(found: Moments, features: Mapping[str, Float[Tensor, "k e"]
     return pd.concat(tables, ignore_index=True)
 
 
+def with_components(table: pd.DataFrame, components: pd.DataFrame) -> pd.DataFrame:
+    """`table` with id, kind, layer, block and head of its components (table `components`)."""
+    facts = components[["component", "id", "kind", "layer", "block", "head"]]
+    return table.merge(facts, on="component", how="left", validate="many_to_one")
+
+
 def _score_feature(found: Moments, feature: str, descriptors: Float[Tensor, "k e"]) -> pd.DataFrame:
     try:
         basis, published = feature_basis(descriptors), ordered_basis(descriptors)

@@ -1,0 +1,220 @@
+"""Pools of texts that describe images: composed from word lists, written, read and checked.
+
+A pool is a UTF-8 file with one text a line, `category<TAB>text`; lines that start with `#` are
+comments. `python -m pipeline_lib.text_pool` composes the pools that ship with the project from
+the word lists beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline_lib.artifacts import atomic_path
+from pipeline_lib.errors import DataError
+
+log = logging.getLogger(__name__)
+
+#: Folder of the pools that ship with the project.
+POOLS = Path(__file__).resolve().parents[1] / "resources" / "text_pools"
+#: Pools composed by this module: file and the word lists it is composed from.
+COMPOSED: Mapping[str, str] = {"general.tsv": "general.yaml", "world.txt": "world.yaml"}
+#: File that lists size and hash of the composed pools.
+INDEX = "pools.json"
+
+# Words that begin with a vowel's letter and a consonant's sound, or the other way round.
+_TAKES_A = re.compile(r"(?:uni|use|eu|one|ewe|u[a-z]?k)")
+_TAKES_AN = re.compile(r"(?:hour|honest|heir|x-ray|[FHLMNRSX]\b)")
+
+_MAX_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class TextPool:
+    """Texts with a category each, and the hash of both.
+
+    >>> TextPool(("a red thing",), ("colour",)).sha256[:8]
+    '08b2162d'
+    """
+
+    texts: tuple[str, ...]
+    categories: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of categories and texts in their order, whatever file they came from."""
+        return hashlib.sha256("".join(self.lines()).encode()).hexdigest()
+
+    def lines(self) -> Iterator[str]:
+        """The lines of the pool's file."""
+        for category, text in zip(self.categories, self.texts, strict=True):
+            yield f"{category}\t{text}\n"
+
+
+def read_pool(path: str | Path) -> TextPool:
+    """The pool in a file, cleaned: spaces at the ends and doubled spaces are dropped.
+
+    Raises
+    ------
+    DataError
+        The file is missing, not UTF-8 or empty, or has lines without category or text, with
+        control characters, or with a text that stands there already (in upper or lower case).
+        The message lists the first such lines.
+    """
+    path = Path(path)
+    texts: list[str] = []
+    categories: list[str] = []
+    seen: dict[str, int] = {}
+    problems: list[str] = []
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        category, tab, text = line.partition("\t")
+        category, text = clean(category), clean(text)
+        if not tab or not category or not text:
+            problems.append(f"line {number}: {line[:40]!r} is not category<TAB>text")
+        elif any(unicodedata.category(sign) == "Cc" for sign in category + text):
+            problems.append(f"line {number}: {text[:40]!r} has control characters")
+        elif text.casefold() in seen:
+            problems.append(f"line {number}: {text!r} stands in line {seen[text.casefold()]} too")
+        else:
+            seen[text.casefold()] = number
+            texts.append(text)
+            categories.append(category)
+    if not texts and not problems:
+        problems.append("it has no texts")
+    raise_problems(f"text pool {path}", problems)
+    return TextPool(tuple(texts), tuple(categories))
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 file, without line ends and byte order mark.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, or is in another encoding; the message names the line.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path} is not UTF-8: line {line} has the byte 0x{content[error.start]:02x}; save the "
+            f"file as UTF-8, for example with iconv -f ISO-8859-1 -t UTF-8"
+        ) from error
+
+
+def clean(text: str) -> str:
+    """Text in composed Unicode form, without spaces at its ends or doubled ones."""
+    return re.sub(r" +", " ", unicodedata.normalize("NFC", text)).strip()
+
+
+def raise_problems(where: str, problems: Sequence[str]) -> None:
+    """Raise one `DataError` that lists the problems of one input, if there are any."""
+    if problems:
+        shown = [*problems[:_MAX_SHOWN]]
+        if len(problems) > _MAX_SHOWN:
+            shown.append(f"… and {len(problems) - _MAX_SHOWN} more")
+        raise DataError(f"{where}:\n  - " + "\n  - ".join(shown))
+
+
+# Composing
+
+
+def compose(words: Mapping[str, Sequence[Mapping[str, Any]]]) -> TextPool:
+    """Pool made of word lists: for each category, groups of templates and words.
+
+    A group gives every combination of one of its `templates` with its words; with `take`, the
+    number of them that it names, spread over all. A text that an earlier group gave already is
+    left out. `a(n)` becomes `a` or `an`.
+
+    >>> compose({"colour": [{"templates": ["a(n) {x} cup"], "x": ["orange", "red"]}]}).texts
+    ('an orange cup', 'a red cup')
+    """
+    texts: dict[str, tuple[str, str]] = {}
+    for category, groups in words.items():
+        for group in groups:
+            for text in _combinations(category, group):
+                texts.setdefault(text.casefold(), (category, text))
+    categories, composed = zip(*texts.values(), strict=True)
+    return TextPool(composed, categories)
+
+
+def _combinations(category: str, group: Mapping[str, Any]) -> list[str]:
+    texts = []
+    for template in group["templates"]:
+        names = re.findall(r"\{(\w+)\}", template)
+        for words in itertools.product(*(group[name] for name in names)):
+            texts.append(articles(template.format(**dict(zip(names, words, strict=True)))))
+    take = group.get("take", len(texts))
+    if take > len(texts):
+        raise DataError(f"category {category!r}: {take} texts are to be taken of {len(texts)}")
+    chosen = set(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())[:take])
+    return [text for text in texts if text in chosen]
+
+
+def articles(text: str) -> str:
+    """Text with each `a(n)` as the next word wants it.
+
+    >>> articles("a(n) hour with a(n) unicorn and a(n) owl")
+    'an hour with a unicorn and an owl'
+    """
+
+    def article(match: re.Match[str]) -> str:
+        word = match.group(1)
+        vowel = word[0].lower() in "aeiou"
+        vowel = (vowel and not _TAKES_A.match(word)) or bool(_TAKES_AN.match(word))
+        return f"{'an' if vowel else 'a'} {word}"
+
+    return re.sub(r"a\(n\) (\S+)", article, text)
+
+
+def compose_all(folder: Path = POOLS) -> dict[str, dict[str, Any]]:
+    """Write the composed pools and their index into `folder`; the same bytes every time."""
+    index: dict[str, dict[str, Any]] = {}
+    for name, words in COMPOSED.items():
+        pool = compose(yaml.safe_load((POOLS / "words" / words).read_text("utf-8")))
+        head = f"# Composed from words/{words} by python -m pipeline_lib.text_pool; do not edit.\n"
+        with atomic_path(folder / name) as beside:
+            beside.write_text(head + "".join(pool.lines()), "utf-8")
+        index[name] = {
+            "texts": len(pool),
+            "sha256": pool.sha256,
+            "categories": dict(sorted(Counter(pool.categories).items())),
+        }
+        log.info("%s: %d texts in %d categories", name, len(pool), len(set(pool.categories)))
+    with atomic_path(folder / INDEX) as beside:
+        beside.write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    return index
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compose the pools from their word lists."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline_lib.text_pool", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=POOLS, help="folder to write to")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    compose_all(parser.parse_args(arguments).folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Text pools: what ships is what is composed, and bad files get a clear error."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline_lib.errors import DataError
+from pipeline_lib.text_pool import (
+    COMPOSED,
+    INDEX,
+    POOLS,
+    articles,
+    compose,
+    compose_all,
+    main,
+    read_pool,
+)
+from pipeline_lib.world.captions import all_words
+from pipeline_lib.world.factors import FACTORS
+
+
+def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / "pool.tsv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_shipped_pools_are_what_the_word_lists_give(tmp_path, name) -> None:
+    main(["--folder", str(tmp_path)])
+    assert (tmp_path / name).read_bytes() == (POOLS / name).read_bytes()
+    assert (tmp_path / INDEX).read_bytes() == (POOLS / INDEX).read_bytes()
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_shipped_pools_are_clean_and_match_their_hash(name) -> None:
+    pool = read_pool(POOLS / name)
+    entry = json.loads((POOLS / INDEX).read_text())[name]
+    assert (len(pool), pool.sha256) == (entry["texts"], entry["sha256"])
+    assert Counter(pool.categories) == entry["categories"]
+    assert not [text for text in pool.texts if "(n)" in text or "{" in text]
+
+
+def test_general_pool_is_large_and_broad() -> None:
+    pool = read_pool(POOLS / "general.tsv")
+    assert len(pool) >= 3000
+    assert len(set(pool.categories)) >= 30
+    assert max(Counter(pool.categories).values()) < 0.15 * len(pool)
+
+
+def test_world_pool_speaks_of_every_value_and_of_other_things() -> None:
+    pool = read_pool(POOLS / "world.txt")
+    known = set(all_words()) | {"something"}
+    for factor, values in FACTORS.items():
+        texts = [t for t, c in zip(pool.texts, pool.categories, strict=True) if c == factor]
+        words = {word for text in texts for word in text.split()}
+        assert words <= known
+        if factor != "count":
+            assert set(values) <= words
+    distractors = [c for c in pool.categories if c in ("animal", "food", "vehicle", "style")]
+    assert len(distractors) > 30
+
+
+def test_compose_combines_drops_doubles_and_takes() -> None:
+    group = {"templates": ["{x} {y}", "a(n) {x}"], "x": ["red", "red", "old"], "y": ["cup", "hat"]}
+    assert compose({"c": [group]}).texts == (
+        *("red cup", "red hat", "old cup", "old hat"),
+        *("a red", "an old"),
+    )
+    taken = compose({"c": [{"templates": ["{x}"], "x": list("abcdefgh"), "take": 3}]}).texts
+    assert len(taken) == 3
+    assert list(taken) == sorted(taken)
+    with pytest.raises(DataError, match="9 texts are to be taken of 2"):
+        compose({"c": [{"templates": ["{x}"], "x": ["a", "b"], "take": 9}]})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a(n) uniform", "a uniform"),
+        ("a(n) umbrella", "an umbrella"),
+        ("a(n) x-ray", "an x-ray"),
+        ("a(n) hour", "an hour"),
+        ("a(n) house", "a house"),
+        ("a(n) S", "an S"),
+    ],
+)
+def test_articles(text: str, expected: str) -> None:
+    assert articles(text) == expected
+
+
+def test_composing_again_changes_nothing(tmp_path) -> None:
+    assert compose_all(tmp_path) == compose_all(tmp_path)
+
+
+def test_reading_cleans(tmp_path) -> None:
+    path = write(tmp_path, "﻿# comment\n\ncolour \t  a  red   thing \r\nfood\tcafé\n")
+    pool = read_pool(path)
+    assert pool.texts == ("a red thing", "café")
+    assert pool.categories == ("colour", "food")
+
+
+def test_hash_depends_on_texts_and_categories_not_on_the_file(tmp_path) -> None:
+    first = read_pool(write(tmp_path, "a\tone\nb\ttwo\n")).sha256
+    assert read_pool(write(tmp_path, "# x\na\tone \nb\ttwo")).sha256 == first
+    assert read_pool(write(tmp_path, "a\tone\na\ttwo\n")).sha256 != first
+
+
+def test_all_problems_of_a_pool_come_in_one_message(tmp_path) -> None:
+    path = write(tmp_path, "colour\tred\nno category\n\tempty\nshape\tRed\nshape\t\nx\ta\x07b\n")
+    with pytest.raises(DataError) as caught:
+        read_pool(path)
+    message = str(caught.value)
+    for expected in (
+        "line 2: 'no category' is not category<TAB>text",
+        "line 3",
+        "line 4: 'Red' stands in line 1 too",
+        "line 5",
+        "line 6: 'a\\x07b' has control characters",
+    ):
+        assert expected in message
+
+
+def test_many_problems_are_cut_short(tmp_path) -> None:
+    with pytest.raises(DataError, match="and 20 more"):
+        read_pool(write(tmp_path, "bad\n" * 30))
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_other_encodings_are_refused(tmp_path, encoding: str) -> None:
+    path = write(tmp_path, "food\tbread\nfood\tcafé\n", encoding)
+    with pytest.raises(DataError, match=r"is not UTF-8: line \d has the byte 0x.*save the file"):
+        read_pool(path)
+
+
+def test_empty_and_missing_pools_are_refused(tmp_path) -> None:
+    with pytest.raises(DataError, match="no texts"):
+        read_pool(write(tmp_path, "# only a comment\n"))
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        read_pool(tmp_path / "absent.tsv")

@@ -1,0 +1,67 @@
+"""Linear maps of one model to its CLIP space (rule maps)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from _job import job, store_folder
+
+from pipeline_lib.artifacts import read_table, write_table
+from pipeline_lib.coordinates import Source
+from pipeline_lib.dumps import open_dump, open_features
+from pipeline_lib.features import label_targets
+from pipeline_lib.maps import (
+    MapFit,
+    Settings,
+    fit_maps,
+    identity_maps,
+    identity_metrics,
+    save_maps,
+    split_heldout,
+    without_test,
+)
+
+with job(snakemake) as config:
+    model, asked = snakemake.wildcards.model, snakemake.params
+    settings = asked.settings
+    dump = open_dump(store_folder(snakemake.input.store), snakemake.input.manifest)
+    positions = without_test(dump.manifest["split"])
+    images = dump.manifest.iloc[positions]
+    heldout = split_heldout(images["image_id"].tolist(), settings["heldout"], asked.seed)
+    source = Source(dump.n, dump.contributions).at(positions)
+    if settings["method"] == "identity":
+        own = torch.from_numpy(dump.representation(positions))
+        fit = MapFit(identity_maps(dump.width), identity_metrics(source, own, heldout))
+    else:
+        if settings["target"] == "image":
+            features = open_features(store_folder(snakemake.input.images), snakemake.input.manifest)
+            targets = torch.from_numpy(features.embeddings(positions))
+        else:
+            targets = label_targets(read_table("text_features", snakemake.input.texts), images)
+        names = {field.name for field in dataclasses.fields(Settings)}
+        fit = fit_maps(
+            source,
+            targets,
+            heldout,
+            method=settings["method"],
+            baselines=settings["baselines"],
+            settings=Settings(
+                **{name: value for name, value in settings.items() if name in names},
+                seed=asked.seed,
+            ),
+        )
+    metrics = fit.metrics.assign(model=model, dataset=asked.dataset)
+    facts = {
+        "model": model,
+        "weights": dump.attributes.get("weight_hash"),
+        "dataset": asked.dataset,
+        "settings": settings,
+        "seed": asked.seed,
+        "images": int(np.sum(~heldout)),
+        "metrics": metrics.drop(columns=["model", "dataset"]).to_dict("records"),
+    }
+    maps = dataclasses.replace(fit.maps, facts=facts)
+    save_maps(maps, snakemake.output.weights, snakemake.output.manifest)
+    write_table("map_metrics", metrics, snakemake.output.metrics, {"settings": settings})
