@@ -124,8 +124,8 @@ _TABLES = (
         "text_features",
         "Text embeddings of concepts, pools and class prompts.",
         (
-            Column("use", "string", "concept, pool or class"),
-            Column("feature", "string", "feature of a concept; category of a pool text; '' else"),
+            Column("use", "string", "concept, pool, class, or word (of an application)"),
+            Column("feature", "string", "of a concept; category of a pool text; purpose of a word"),
             Column("text", "string", "the text as the user wrote it"),
             Column("embedding", "list<float>", "unit vector in CLIP space [e]"),
         ),
