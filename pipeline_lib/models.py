@@ -227,7 +227,9 @@ def _load_timm(id: str, name: str, pretrained: bool, kwargs: dict[str, Any]) -> 
             raise ModelError(
                 f"timm has no model {base!r}: {close_matches(base, timm.list_models())}"
             )
-    module = _create(id, pretrained, lambda: timm.create_model(name, pretrained=pretrained, **kwargs))
+    module = _create(
+        id, pretrained, lambda: timm.create_model(name, pretrained=pretrained, **kwargs)
+    )
     data = resolve_model_data_config(module)
     size = tuple(data["input_size"][-2:])
     own = kwargs.get("img_size")

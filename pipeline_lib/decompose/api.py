@@ -175,7 +175,9 @@ def plan_for(model: object, images: Tensor) -> Plan:
 def _module(model: object) -> nn.Module:
     module = getattr(model, "module", model) if not isinstance(model, nn.Module) else model
     if not isinstance(module, nn.Module):
-        raise ModelError(f"a torch.nn.Module or a VisionModel is needed, not {type(model).__name__}")
+        raise ModelError(
+            f"a torch.nn.Module or a VisionModel is needed, not {type(model).__name__}"
+        )
     return module
 
 

@@ -80,7 +80,8 @@ def _is_weights(facts: Facts, node: fx.Node) -> bool:
             dependent = [other for other in node.args[:2] if facts.depends(other)]
             if len(dependent) != 1:
                 return name in ("mul", "div") and any(
-                    _is_weights(facts, other) for other in dependent  # type: ignore[arg-type]
+                    _is_weights(facts, other)
+                    for other in dependent  # type: ignore[arg-type]
                 )
             node = dependent[0]  # type: ignore[assignment]
         elif name in RULES and node.args and facts.depends(node.args[0]):

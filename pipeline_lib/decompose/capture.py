@@ -105,9 +105,9 @@ def capture(module: nn.Module, images: Tensor) -> Capture:
             "the model is in train mode; its dropout and batch statistics are not those of "
             "inference. Call model.eval() first."
         )
-    example = torch.zeros(
-        (1, 1, 1, 1), dtype=images.dtype, device=images.device
-    ).expand(7, *images.shape[1:])
+    example = torch.zeros((1, 1, 1, 1), dtype=images.dtype, device=images.device).expand(
+        7, *images.shape[1:]
+    )
     try:
         with torch.no_grad():
             program = torch.export.export(

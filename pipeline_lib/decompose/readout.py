@@ -143,7 +143,11 @@ class Matrix:
         return self.shape[axis] != 1
 
     def then(
-        self, change: Callable[[Tensor, Run], Tensor], *, shape: Shape | None = None, r: int | None = None
+        self,
+        change: Callable[[Tensor, Run], Tensor],
+        *,
+        shape: Shape | None = None,
+        r: int | None = None,
     ) -> Matrix:
         lazy = self.lazy
         return Matrix(
@@ -204,40 +208,47 @@ class Readout:
 
         thin = tuple(1 if a in axes else s for a, s in enumerate(self.m.shape))
         return Readout(
-            w.then(pick, r=self.r * count), self.m.then(rows, shape=thin, r=self.r * count), self.full
+            w.then(pick, r=self.r * count),
+            self.m.then(rows, shape=thin, r=self.r * count),
+            self.full,
         )
 
     def spread_weights(self, axes: Sequence[int], bound: int) -> Readout:
-        """Turn the dependence of `w` on `axes` into more products: `M` then picks each index."""
-        axes = [axis for axis in axes if self.w.full(axis)]
+        """Turn the dependence of `w` on `axes` into more products: `M` then picks each index.
+
+        Only the indices inside the factor's box are told apart.
+        """
+        axes = sorted(axis for axis in axes if self.w.full(axis))
         if not axes:
             return self
-        sizes = [self.full[axis] for axis in axes]
-        count = math.prod(sizes)
-        if min(sizes) < 0 or self.r * count > bound:
+        parts = [self.w.box[axis] or (0, self.full[axis]) for axis in axes]
+        count = math.prod(size for _, size in parts)
+        if min(size for _, size in parts) < 0 or self.r * count > bound:
             raise TooWide(f"{self.r * count} products, more than {bound}")
         rank = len(self.full)
-        w = self.w.dense(axes, self.full)
         m = self.m.spread(axes, self.full)
 
         def rows(t: Tensor, run: Run) -> Tensor:
             moved = t.movedim([1 + axis for axis in axes], list(range(1, 1 + len(axes))))
             flat = moved.flatten(0, len(axes))
-            for axis in sorted(axes):
+            for axis in axes:
                 flat = flat.unsqueeze(1 + axis)
             return flat
 
         def pick(t: Tensor, run: Run) -> Tensor:
-            delta = torch.eye(count, dtype=t.dtype, device=t.device)
+            delta = torch.ones(1, dtype=t.dtype, device=t.device)
             where = [1] * (rank + 1)
-            for axis, size in zip(axes, sizes, strict=True):
-                where[axis] = size
+            for axis, (start, size) in zip(axes, parts, strict=True):
+                one = torch.zeros(size, self.full[axis], dtype=t.dtype, device=t.device)
+                one[torch.arange(size), torch.arange(start, start + size)] = 1
+                delta = torch.kron(delta, one) if delta.dim() == 2 else one
+                where[axis] = self.full[axis]
             return (t[:, None] * delta.view(count, *where)[None]).flatten(0, 1)
 
-        thin = tuple(1 if a in axes else s for a, s in enumerate(w.shape))
-        return Readout(
-            w.then(rows, shape=thin, r=self.r * count), m.then(pick, r=self.r * count), self.full
-        )
+        thin = tuple(1 if a in axes else s for a, s in enumerate(self.w.shape))
+        box = tuple(None if a in axes else b for a, b in enumerate(self.w.box))
+        w = self.w.then(rows, shape=thin, box=box, r=self.r * count)
+        return Readout(w, m.then(pick, r=self.r * count), self.full)
 
 
 def identity_readout(width: int, dtype: torch.dtype, device: torch.device) -> Readout:
@@ -245,11 +256,10 @@ def identity_readout(width: int, dtype: torch.dtype, device: torch.device) -> Re
     full = (-1, width)
     ones = Lazy(lambda run: torch.ones(1, 1, 1, dtype=dtype, device=device), static=True)
     eye = Lazy(
-        lambda run: torch.eye(width, dtype=dtype, device=device).view(1, 1, width, width), static=True
+        lambda run: torch.eye(width, dtype=dtype, device=device).view(1, 1, width, width),
+        static=True,
     )
-    return Readout(
-        Weights(ones, 1, (1, 1), (None, None)), Matrix(eye, 1, (1, width)), full
-    )
+    return Readout(Weights(ones, 1, (1, 1), (None, None)), Matrix(eye, 1, (1, width)), full)
 
 
 def axis_groups(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:

@@ -21,7 +21,6 @@ from pipeline_lib.decompose.facts import Facts, op_name
 from pipeline_lib.decompose.readout import (
     Box,
     Lazy,
-    Matrix,
     Readout,
     Run,
     Shape,
@@ -114,8 +113,9 @@ def reshape(readout: Readout, before: Shape, bound: int) -> Readout:
         matrix = [a for a in right if readout.m.full(a)]
         if not weights or not matrix or set(weights) == set(matrix) == set(right):
             continue
-        by_weights = math.prod(after[a] for a in weights)
-        if min(after[a] for a in weights) > 0 and by_weights < math.prod(after[a] for a in matrix):
+        told_apart = [readout.w.box[a][1] if readout.w.box[a] else after[a] for a in weights]  # type: ignore[index]
+        by_weights = math.prod(told_apart)
+        if min(told_apart) > 0 and by_weights < math.prod(after[a] for a in matrix):
             readout = readout.spread_weights(weights, bound)
         else:
             readout = readout.spread_products(matrix, bound)
@@ -352,9 +352,7 @@ def _index_select(context: Context, node: fx.Node, readout: Readout) -> Pulled:
     if context.facts.depends(node.args[2]) or before[axis] < 0:
         raise TooWide("an index that depends on the images")
     index = context.facts.constant(node.args[2])
-    return _single(
-        node, _scatter(context, readout, axis, lambda run: run.get(index), before[axis])
-    )
+    return _single(node, _scatter(context, readout, axis, lambda run: run.get(index), before[axis]))
 
 
 @rule("index")
@@ -367,7 +365,11 @@ def _index(context: Context, node: fx.Node, readout: Readout) -> Pulled:
     axis = used[0]
     index_shape = context.facts.shape(indices[axis])
     if len(index_shape) > 1:
-        flat = (*readout.full[:axis], math.prod(index_shape), *readout.full[axis + len(index_shape) :])
+        flat = (
+            *readout.full[:axis],
+            math.prod(index_shape),
+            *readout.full[axis + len(index_shape) :],
+        )
         readout = reshape(readout, flat, context.bound)
     index = context.facts.constant(indices[axis])
     return _single(
@@ -428,7 +430,13 @@ def _stack(context: Context, node: fx.Node, readout: Readout) -> Pulled:
 
 
 def _hand_over(
-    context: Context, pulled: Pulled, node: fx.Node, operand: object, readout: Readout, *, bias: bool
+    context: Context,
+    pulled: Pulled,
+    node: fx.Node,
+    operand: object,
+    readout: Readout,
+    *,
+    bias: bool,
 ) -> None:
     """Send a readout to an operand: onwards where it depends on the images, else as a constant."""
     if context.facts.depends(operand):
@@ -570,9 +578,7 @@ def apply_matrix(
         m = m.spread([axis], full)
         shape = tuple(width if a == axis else s for a, s in enumerate(m.shape))
         m = m.then(
-            lambda t, run: (
-                t.movedim(place, -1) @ run.weights.get(weight)
-            ).movedim(-1, place),
+            lambda t, run: (t.movedim(place, -1) @ run.weights.get(weight)).movedim(-1, place),
             shape=shape,
         )
     return Readout(w, m, new_full)
@@ -719,7 +725,10 @@ def _convolution(context: Context, node: fx.Node, readout: Readout) -> Pulled:
         pulled.inputs.append((data, apply_matrix(context, readout, 1, flat, before[1])))  # type: ignore[arg-type]
         return pulled
     pulled.inputs.append(
-        (data, _pull_kernel(context, readout, lazy, before, kernel, stride, padding, dilation, groups))  # type: ignore[arg-type]
+        (
+            data,
+            _pull_kernel(context, readout, lazy, before, kernel, stride, padding, dilation, groups),
+        )  # type: ignore[arg-type]
     )
     return pulled
 
@@ -764,7 +773,9 @@ def _pull_kernel(
             index: list[object] = [...]
             for i, o in enumerate(offset):
                 begin = o * dilation[i]
-                index.append(slice(begin, begin + stride[i] * (t.shape[-count + i] - 1) + 1, stride[i]))
+                index.append(
+                    slice(begin, begin + stride[i] * (t.shape[-count + i] - 1) + 1, stride[i])
+                )
             big[tuple(index)] = t
             crop: list[object] = [...]
             crop += [slice(p, p + n) for n, p in zip(inner, padding, strict=True)]

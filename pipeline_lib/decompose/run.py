@@ -13,7 +13,10 @@ from pipeline_lib.errors import ModelError
 
 
 def start(
-    plan: Plan, images: Tensor, runner: fx.GraphModule | None = None, taps: list[fx.Node] | None = None
+    plan: Plan,
+    images: Tensor,
+    runner: fx.GraphModule | None = None,
+    taps: list[fx.Node] | None = None,
 ) -> tuple[Run, Tensor]:
     """Run the graph on a batch; the run holds what was recorded, and `z` [n, d] is returned.
 
@@ -83,4 +86,6 @@ def relative_error(values: Tensor, representation: Tensor) -> Tensor:
     """Relative error of the sum of contributions, per image: |sum - z| / |z|."""
     difference = values.sum(1) - representation
     norm = torch.linalg.vector_norm(representation, dim=-1)
-    return torch.linalg.vector_norm(difference, dim=-1) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    return torch.linalg.vector_norm(difference, dim=-1) / norm.clamp_min(
+        torch.finfo(norm.dtype).tiny
+    )

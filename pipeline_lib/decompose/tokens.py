@@ -20,7 +20,7 @@ from pipeline_lib.decompose.capture import where
 from pipeline_lib.decompose.contract import contract
 from pipeline_lib.decompose.facts import op_name
 from pipeline_lib.decompose.plan import Plan, runner_for
-from pipeline_lib.decompose.readout import Matrix, Readout, Run, Shape, TooWide, Lazy
+from pipeline_lib.decompose.readout import Lazy, Matrix, Readout, Run, Shape, TooWide
 from pipeline_lib.decompose.rules import RULES, pull
 from pipeline_lib.decompose.run import constant_term
 from pipeline_lib.decompose.walk import JOINS, Leaf, merge
@@ -156,13 +156,18 @@ class TokenPlan:
             after = merge([r for _, r in pulled.inputs])
             if len(after) != 1:
                 break
+            here = facts.shape(following)
+            boxes = after[0].w.box
+            channels = _channels(after[0])
+            channels |= {a for a, box in enumerate(boxes) if box is not None and box[1] == 1}
+            if name in _RESHAPES and _lengths(here, channels) > _lengths(
+                facts.shape(current), _channels(readout)
+            ):
+                break  # a reshape that folds positions into channels: another stage's grid
             chain.append(current)
             current = following
-            here = facts.shape(current)
-            channels = {a for a in range(len(here)) if after[0].m.full(a)}
             readout = _symbolic(after[0], here, channels)
-        here = facts.shape(current)
-        return chain[::-1], current, {a for a in range(len(here)) if readout.m.full(a)}
+        return chain[::-1], current, _channels(readout)
 
     def _layout(
         self, source: fx.Node, spatial: list[int], count: int
@@ -179,7 +184,7 @@ class TokenPlan:
                 continue
             sizes = [d if isinstance(d, int) else 0 for d in value.shape]
             first = op_name(node).startswith(("conv", "batch_norm"))
-            for rows, columns in ([sizes[2:4]] if first else [sizes[1:3], sizes[2:4]]):
+            for rows, columns in [sizes[2:4]] if first else [sizes[1:3], sizes[2:4]]:
                 leading = count - rows * columns
                 if rows > 1 and columns > 1 and 0 <= leading <= MOST_LEADING:
                     if best is None or leading <= best[0] or first:
@@ -187,6 +192,14 @@ class TokenPlan:
         if best is not None:
             return best
         return count, (0, 0)
+
+
+def _channels(readout: Readout) -> set[int]:
+    return {axis for axis in range(len(readout.full)) if readout.m.full(axis)}
+
+
+def _lengths(shape: Shape, axes: set[int]) -> int:
+    return math.prod(abs(shape[axis]) for axis in axes)
 
 
 def _symbolic(readout: Readout, shape: Shape, channel: set[int]) -> Readout:
@@ -199,6 +212,7 @@ def _symbolic(readout: Readout, shape: Shape, channel: set[int]) -> Readout:
     return Readout(w, m, shape)
 
 
+_RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten")
 _CHANNEL_OPS = (
     "linear", "layer_norm", "rms_norm", "batch_norm", "group_norm", "mul", "div", "add", "sub",
     "conv2d", "conv1d", "neg", "matmul", "addmm",

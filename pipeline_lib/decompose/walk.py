@@ -452,9 +452,7 @@ class Walk:
             return found
         return []
 
-    def _splits_heads(
-        self, node: fx.Node, readouts: list[Readout], following: fx.Node
-    ) -> bool:
+    def _splits_heads(self, node: fx.Node, readouts: list[Readout], following: fx.Node) -> bool:
         """Whether a reshape takes heads apart from the batch, with an attention product below."""
         if op_name(node) not in ("view", "reshape", "_unsafe_view", "unflatten"):
             return False
@@ -624,5 +622,3 @@ def common_path(paths: list[str]) -> str:
             break
         shared.append(names[0])
     return ".".join(shared)
-
-
