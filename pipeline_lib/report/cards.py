@@ -6,6 +6,7 @@ Each is small and read once from a dump, so that making the page needs no dump. 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ from jaxtyping import Float
 from pipeline_lib.dumps import Dump
 from pipeline_lib.errors import ArtifactError
 from pipeline_lib.maps import Maps
+
+log = logging.getLogger(__name__)
 
 #: Images over which components of several models are compared.
 COMPARED = 400
@@ -141,12 +144,13 @@ def neighbours(dumps: Mapping[str, Dump], count: int = 1) -> pd.DataFrame:
     pandas.DataFrame
         Columns model, component, id, other_model, other_component, other_id, rank, similarity
         (linear CKA with the unbiased estimator: 1 for equal geometry, 0 on average for none),
-        n (images compared). Components that do not vary are left out.
+        n (images compared). Components that do not vary are left out; there is no row where there
+        are fewer than eight images.
 
     Raises
     ------
     ArtifactError
-        The dumps hold different images, or fewer than eight.
+        The dumps hold different images.
 
     Notes
     -----
@@ -154,6 +158,11 @@ def neighbours(dumps: Mapping[str, Dump], count: int = 1) -> pd.DataFrame:
     """
     names = list(dumps)
     index = _shared_images(dumps)
+    columns = ["model", "component", "id", "other_model", "other_component", "other_id"]
+    columns += ["rank", "similarity", "n"]
+    if len(index) < _FEWEST:
+        log.warning("%d images are too few to compare components over", len(index))
+        return pd.DataFrame(columns=columns)
     patterns = {name: _patterns(dump, index) for name, dump in dumps.items()}
     rows = []
     for name in names:
@@ -162,8 +171,7 @@ def neighbours(dumps: Mapping[str, Dump], count: int = 1) -> pd.DataFrame:
                 continue
             similarity = patterns[name] @ patterns[other].T
             rows += _nearest(dumps, name, other, similarity, count, len(index))
-    columns = ["model", "component", "id", "other_model", "other_component", "other_id"]
-    return pd.DataFrame(rows, columns=[*columns, "rank", "similarity", "n"])
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _shared_images(dumps: Mapping[str, Dump]) -> np.ndarray:
@@ -171,10 +179,6 @@ def _shared_images(dumps: Mapping[str, Dump]) -> np.ndarray:
     ids = [dump.manifest["image_id"].tolist() for dump in dumps.values()]
     if any(one != ids[0] for one in ids[1:]):
         raise ArtifactError("the dumps hold different images; run snakemake to update them")
-    if len(ids[0]) < _FEWEST:
-        raise ArtifactError(
-            f"components cannot be compared over {len(ids[0])} images; {_FEWEST} are needed"
-        )
     return np.unique(np.linspace(0, len(ids[0]) - 1, min(COMPARED, len(ids[0]))).astype(int))
 
 

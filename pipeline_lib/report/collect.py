@@ -150,6 +150,21 @@ def text_spaces(config: RunConfig) -> list[str]:
     return [space for space in dict.fromkeys(spaces) if space is not None]
 
 
+def expected_figures(config: RunConfig) -> dict[str, str]:
+    """Static figures that a report of this configuration surely has, each with its stage."""
+    figures = {"exactness": "contributions"}
+    if config.concepts and text_spaces(config):
+        figures["text-similarity"] = "features"
+    if config.maps:
+        figures["map-quality"] = "maps"
+    if config.scores:
+        figures |= dict.fromkeys(("depth", "roles", "explained"), "scores")
+    for name in switched_on(config):
+        if name != "heatmaps":  # pictures; its figure needs masks, which not every data set has
+            figures[name] = "applications"
+    return figures
+
+
 def collect(
     config: RunConfig, made: Mapping[str, Any] | None = None, root: str | Path | None = None
 ) -> Run:

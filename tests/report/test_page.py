@@ -1,0 +1,206 @@
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+from synthetic import PROVENANCE
+
+from pipeline_lib.artifacts import read_table, write_table
+from pipeline_lib.errors import ArtifactError, DataError
+from pipeline_lib.report import page as pages
+from pipeline_lib.report.collect import collect, expected_figures
+from pipeline_lib.report.page import render_page, script_json, write_report
+from pipeline_lib.report.pictures import PictureBook
+
+CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
+HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'>\"'&$x$"
+
+
+class Outline(HTMLParser):
+    """Elements of a page with their attributes, and the texts of its data scripts."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.ids, self._open = [], [], None
+        self.data = {}
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.elements.append((tag, found))
+        if "id" in found:
+            self.ids.append(found["id"])
+        self._open = found.get("id") if tag == "script" else None
+
+    def handle_endtag(self, tag):
+        self._open = None
+
+    def handle_data(self, text):
+        if self._open:
+            self.data[self._open.removeprefix("data-")] = text
+
+
+@pytest.fixture(scope="module")
+def outline(page):
+    return Outline(page.read_text("utf-8"))
+
+
+def test_sections_stand_in_the_order_of_the_stages(outline):
+    sections = [found["id"] for tag, found in outline.elements if tag == "section"]
+    assert sections == [
+        "overview", "manifest", "features", "contributions", "maps", "scores", "applications",
+        "ablation", "retrieval", "heatmaps", "segmentation", "spurious", "provenance",
+    ]  # fmt: skip
+
+
+def test_ids_are_unique(outline):
+    assert len(outline.ids) == len(set(outline.ids))
+
+
+def test_nothing_points_outside(outline, page):
+    for tag, found in outline.elements:
+        for name in ("src", "href", "action", "xlink:href"):
+            target = found.get(name) or ""
+            inside = not target or target.startswith(("#", "data:", "../"))
+            assert inside, f"<{tag} {name}={target!r}>"
+    assert "@import" not in page.read_text("utf-8")
+
+
+def test_links_to_tables_lead_to_files(outline, page):
+    links = [found.get("href", "") for _, found in outline.elements]
+    links = [link for link in links if link.startswith("..")]
+    assert len(links) > 20
+    assert all((page.parent / link).resolve().is_file() for link in links)
+
+
+def test_every_figure_and_gallery_is_captioned(outline, page):
+    blocks = re.findall(r'<div class="block (figure|gallery|atlas|tree)"', page.read_text("utf-8"))
+    captions = [found for tag, found in outline.elements if found.get("class") == "caption"]
+    assert len(blocks) >= 12 and len(captions) >= len(blocks)
+
+
+def test_every_picture_asked_for_is_embedded(outline):
+    wanted = {found["data-picture"] for _, found in outline.elements if "data-picture" in found}
+    images = json.loads(outline.data["images"])
+    cards = json.loads(outline.data["atlas"])["models"]
+    wanted |= {key for model in cards for part in model["components"] for key in part["images"]}
+    assert wanted == set(images)
+    assert all(uri.startswith("data:image/webp;base64,") for uri, _ in images.values())
+
+
+def test_rejected_files_are_listed_with_their_reasons(page):
+    html = page.read_text("utf-8")
+    assert "images/broken.jpg" in html and "the file is truncated" in html
+
+
+def test_the_page_is_small(page):
+    assert page.stat().st_size < 2_000_000
+
+
+def test_static_figures_lie_beside_the_page(page, run):
+    drawn = {path.stem for path in (page.parent / "figures").glob("*.svg")}
+    assert set(expected_figures_of(run)) | {"heat-on-object"} == drawn
+    for path in (page.parent / "figures").glob("*.svg"):
+        ElementTree.parse(path)
+
+
+def expected_figures_of(run):
+    from synthetic import config
+
+    return expected_figures(config(run.root.parent))
+
+
+def test_every_figure_has_a_caption_for_snakemakes_report(run):
+    for name in (*expected_figures_of(run), "page"):
+        assert (CAPTIONS / f"{name}.rst").read_text("utf-8").strip(), name
+
+
+def test_stages_that_are_off_say_so_and_the_same_run_gives_the_same_page(one_model):
+    run = collect(one_model("ablation", scores=None))
+    html, figures = render_page(run)
+    assert render_page(run)[0] == html
+    assert html.count("Not run:") == 5  # scores and four applications
+    assert "`applications.spurious` is not set in the configuration" in html
+    assert {figure.name for figure in figures} == set(
+        expected_figures(one_model("ablation", scores=None))
+    )
+
+
+def test_optional_tables_may_be_absent_and_a_model_may_have_no_heads(one_model):
+    run = collect(one_model("retrieval", "heatmaps"))
+    absent = ("exactness", "top_images", "neighbours", "retrieval_examples", "rejected")
+    bare = {name: run[name].iloc[:0] for name in absent}
+    bare["heatmaps"] = run["heatmaps"].assign(mass=float("nan"), area=float("nan"))
+    for name in ("components", "labels", "scores"):
+        bare[name] = run[name][run[name]["kind"] != "head"]
+    html, figures = render_page(dataclasses.replace(run, tables=dict(run.tables) | bare))
+    assert "No file was rejected." in html
+    assert "What the heads are about" in html
+    assert "heat-on-object" not in {figure.name for figure in figures}
+
+
+def test_texts_of_users_stay_texts(one_model):
+    run = collect(one_model("retrieval", "heatmaps", "spurious"))
+    run = dataclasses.replace(run, tables={n: hostile(t) for n, t in run.tables.items()})
+    outline = Outline(render_page(run)[0])
+    scripts = [found for tag, found in outline.elements if tag == "script"]
+    assert len(scripts) == 4  # three blocks of data and the page's own
+    assert not [found for tag, found in outline.elements if tag == "img" and "onerror" in found]
+    texts = json.loads(outline.data["atlas"])["models"][0]["components"][0]["texts"]
+    assert texts[0][0] == HOSTILE
+
+
+def hostile(table):
+    """The table with every free text of a user replaced by one that tries to break out."""
+    free = ("caption", "label", "text", "category", "reason", "direction")
+    return table.assign(**{name: HOSTILE for name in free if name in table})
+
+
+def test_json_in_a_script_cannot_end_it():
+    value = {"a": "</script><!--", "b": "\u2028 & é"}
+    text = script_json(value)
+    assert "<" not in text and "\u2028" not in text
+    assert json.loads(text) == value
+
+
+def test_a_picture_that_is_gone_is_an_error(one_model, run):
+    book = PictureBook(run.root, {"world": run.root / "nowhere"}, run["manifest"])
+    book.image("world", run["manifest"]["image_id"].iloc[0])
+    with pytest.raises(DataError, match="nowhere"):
+        book.encode()
+    with pytest.raises(ArtifactError, match="different runs"):
+        book.image("world", "not-there.png")
+
+
+def test_pictures_shrink_to_the_budget(run):
+    book = PictureBook(run.root, run.folders, run["manifest"])
+    for name in run["manifest"].query("dataset == 'world'")["image_id"]:
+        book.image("world", name)
+    full = sum(len(uri) for uri, _ in book.encode().values())
+    small = sum(len(uri) for uri, _ in book.encode(budget=full // 3).values())
+    assert small < full // 2
+    with pytest.raises(ArtifactError, match="do not fit into 100 bytes"):
+        book.encode(budget=100)
+
+
+def test_a_page_that_grows_too_large_is_refused(one_model, monkeypatch, tmp_path):
+    monkeypatch.setattr(pages, "MAX_BYTES", 1000)
+    with pytest.raises(ArtifactError, match=r"would take .* MB"):
+        write_report(collect(one_model(scores=None, maps=None)), tmp_path)
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_a_damaged_table_is_an_error(folder, tmp_path, one_model):
+    path = folder / "scores" / "clip-small" / "world.scores.parquet"
+    kept = path.read_bytes()
+    table = read_table("scores", path)
+    try:
+        path.write_bytes(kept[: len(kept) // 2])
+        with pytest.raises(ArtifactError, match="world.scores.parquet"):
+            collect(one_model())
+    finally:
+        write_table("scores", pd.DataFrame(table), path, PROVENANCE)

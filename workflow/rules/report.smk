@@ -1,0 +1,90 @@
+# Report: the page. Three small rules read from the dumps what a reader wants to see of them, into
+# report/{exactness,top_images,neighbours}/; the rule `report` reads the tables of all stages and
+# writes report/index.html, which needs no other file, and its figures as SVG beside it.
+from pipeline_lib.report.collect import expected_artifacts, expected_figures
+
+
+rule exactness:
+    input:
+        dump=lambda w: store_inputs(w.model, w.dataset),
+        records=lambda w: expand(
+            f"{DUMP}.shards/{{shard}}.parquet", **w, shard=shards_of(w.dataset)
+        ),
+        manifest=f"{RESULTS}/manifest/{{dataset}}/images.parquet",
+    output:
+        table=f"{RESULTS}/report/exactness/{{model}}/{{dataset}}.parquet",
+    params:
+        version=STAGE_VERSIONS["report"],
+        tolerance=CONFIG.contributions.tolerance,
+    log:
+        f"{RESULTS}/logs/exactness/{{model}}/{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/exactness/{{model}}/{{dataset}}.tsv"
+    threads: 1
+    script:
+        "../scripts/exactness.py"
+
+
+rule top_images:
+    input:
+        dump=lambda w: store_inputs(w.model, w.dataset),
+        manifest=f"{RESULTS}/manifest/{{dataset}}/images.parquet",
+        maps=f"{RESULTS}/maps/{{model}}.safetensors",
+        facts=f"{RESULTS}/maps/{{model}}.json",
+        labels=f"{RESULTS}/scores/{{model}}/{{dataset}}.labels.parquet",
+        texts=lambda w: f"{RESULTS}/features/texts/{space_of(w.model)}.parquet",
+    output:
+        table=f"{RESULTS}/report/top_images/{{model}}/{{dataset}}.parquet",
+    params:
+        version=STAGE_VERSIONS["report"],
+        examples=CONFIG.report.examples,
+    log:
+        f"{RESULTS}/logs/top_images/{{model}}/{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/top_images/{{model}}/{{dataset}}.tsv"
+    threads: 1
+    script:
+        "../scripts/top_images.py"
+
+
+rule neighbours:
+    input:
+        dumps=lambda w: [path for model in CONFIG.models for path in store_inputs(model, w.dataset)],
+        manifest=f"{RESULTS}/manifest/{{dataset}}/images.parquet",
+    output:
+        table=f"{RESULTS}/report/neighbours/{{dataset}}.parquet",
+    params:
+        version=STAGE_VERSIONS["report"],
+        models=list(CONFIG.models),
+    log:
+        f"{RESULTS}/logs/neighbours/{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/neighbours/{{dataset}}.tsv"
+    threads: 2
+    script:
+        "../scripts/neighbours.py"
+
+
+rule report:
+    input:
+        tables=[f"{RESULTS}/{artifact.path}" for artifact in expected_artifacts(CONFIG)],
+    output:
+        page=report(f"{RESULTS}/report/index.html", caption="../report/page.rst", category="Report"),
+        figures=[
+            report(
+                f"{RESULTS}/report/figures/{name}.svg",
+                caption=f"../report/{name}.rst",
+                category=stage.capitalize(),
+            )
+            for name, stage in expected_figures(CONFIG).items()
+        ],
+    params:
+        version=STAGE_VERSIONS["report"],
+        config=section(CONFIG),
+    log:
+        f"{RESULTS}/logs/report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report.tsv"
+    threads: 1
+    script:
+        "../scripts/report.py"

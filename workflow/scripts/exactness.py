@@ -1,0 +1,23 @@
+"""Summarises how exactly a dump sums, and its size and time (rule exactness)."""
+
+from __future__ import annotations
+
+from _job import job, store_folder
+
+from pipeline_lib.artifacts import read_provenance, write_table
+from pipeline_lib.dumps import open_dump
+from pipeline_lib.report.cards import exactness
+
+with job(snakemake):
+    store = store_folder(snakemake.input.dump)
+    dump = open_dump(store, snakemake.input.manifest)
+    made = [read_provenance(record)["made"] for record in snakemake.input.records]
+    table = exactness(
+        dump,
+        snakemake.params.tolerance,
+        size=sum(path.stat().st_size for path in store.rglob("*") if path.is_file()),
+        seconds=sum(shard["seconds"] for shard in made),
+    )
+    names = {name: snakemake.wildcards[name] for name in ("model", "dataset")}
+    facts = {"device": ", ".join(sorted({shard["device"] for shard in made}))}
+    write_table("exactness", table.assign(**names), snakemake.output.table, facts)
