@@ -485,14 +485,13 @@ class atomic_path:
         self.beside = Path(beside)
         return self.beside
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
             os.chmod(self.beside, 0o644)
             os.replace(self.beside, self.path)
-            return False
+            return
         self.beside.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise ArtifactError(
                 f"{self.path} cannot be written ({error}); nothing was left under that name"
             ) from error
-        return False

@@ -425,7 +425,8 @@ def _substitute(source: Mapping[str, Any], problems: list[str]) -> dict[str, Any
 
         return pattern.sub(replaced, value)
 
-    paths = source.get("paths") if isinstance(source.get("paths"), Mapping) else {}
+    given = source.get("paths")
+    paths: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     for name, path in paths.items():
         known[str(name)] = str(filled(path, f"paths.{name}"))
     return filled(source, "")
@@ -638,7 +639,8 @@ def _column_problems(place: str, dataset: Any) -> list[str]:
     if _at(dataset, "source") != "table" or not isinstance(path, str):
         return []
     wanted: dict[str, str] = {}
-    for key, column in (_at(dataset, "columns") or {}).items():
+    columns = _at(dataset, "columns")
+    for key, column in columns.items() if isinstance(columns, Mapping) else ():
         for part in column if isinstance(column, list) else [column]:
             if isinstance(part, str):
                 wanted[f"columns.{key}" + (f".{part}" if isinstance(column, list) else "")] = part

@@ -90,14 +90,18 @@ def dump_shard(
         blank = torch.zeros(1, 3, *model.input_size, device=device)
         parts = decompose(model, blank, per=settings.per, bias=settings.bias)
         shard.put(slice(0, 0), _arrays_of(model, parts))
-    layout = {"shard_size": settings.shard_size, "dtype": settings.dtype}
-    write_shard(store, "contributions", shard.number, shard.arrays, **layout)
+    write_shard(
+        store, "contributions", shard.number, shard.arrays,
+        shard_size=settings.shard_size, dtype=settings.dtype,
+    )  # fmt: skip
     facts = {
         "model": model.id,
         "weight_hash": model.weight_hash,
         "readout": parts.readout,
         "per": settings.per,
         "bias": settings.bias,
+        "shard_size": settings.shard_size,
+        "dtype": settings.dtype,
         "sizes": _sizes(shard.arrays),
         "made": {
             "images": len(shard.active),
@@ -106,7 +110,7 @@ def dump_shard(
             "torch": torch.__version__,
         },
     }
-    return parts.components, facts | layout
+    return parts.components, facts
 
 
 def gather_dump(

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def gpu_present() -> bool:
+    """Whether this machine has an NVIDIA GPU that is not hidden; does not import torch."""
+    return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 def compute_device() -> torch.device:
@@ -10,6 +20,8 @@ def compute_device() -> torch.device:
 
     Hide the GPU (`CUDA_VISIBLE_DEVICES=`) to compute on the CPU.
     """
+    import torch
+
     torch.backends.cudnn.allow_tf32 = False  # 10 bits of mantissa: sums would not be exact
     torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

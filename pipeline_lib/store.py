@@ -286,8 +286,11 @@ class Store:
                 f"{self.path} has {self.rows} rows, but row {rows.max()} is asked for; "
                 "run snakemake to bring it up to date"
             )
-        second = slice(None) if components is None else np.asarray(components, dtype=np.int64)
-        tail = array.shape[1:] if components is None else (len(second), *array.shape[2:])
+        second: Any = slice(None)
+        tail = array.shape[1:]
+        if components is not None:
+            second = np.asarray(components, dtype=np.int64)
+            tail = (len(second), *array.shape[2:])
         values = np.empty((len(rows), *tail), dtype=np.float32)
         for where, start, stop in _blocks(rows, array.chunks[0], self.shard_size):
             block = self._read_block(name, start, stop, second)

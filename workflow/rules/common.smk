@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 from pipeline_lib import config as settings
 from pipeline_lib import manifest as manifests
 from pipeline_lib.artifacts import STAGE_VERSIONS
+from pipeline_lib.device import gpu_present
 from pipeline_lib.errors import VitAtlasError
 from pipeline_lib.store import shard_object
 
@@ -20,7 +21,7 @@ except VitAtlasError as error:
 RESULTS = CONFIG.folder.as_posix()
 
 # Jobs that run a model ask for a GPU where this machine has one (the profile says how many).
-GPU = int(Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "")
+GPU = int(gpu_present())
 MODEL_THREADS = 8 if GPU else 1
 
 
