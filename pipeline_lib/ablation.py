@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from pipeline_lib.classify import LinearClassifier
+from pipeline_lib.classify import Head, LinearClassifier, Reference, label_texts, make_classifier
 from pipeline_lib.errors import DataError, close_matches
 
 logger = logging.getLogger(__name__)
@@ -46,9 +46,18 @@ class ContributionSource(Protocol):
 
 
 def images_of_split(
-    manifest: pd.DataFrame, split: str, needs: Sequence[str] = ()
+    manifest: pd.DataFrame, split: str | None, needs: Sequence[str] = ()
 ) -> Int[np.ndarray, " n"]:
     """Positions of the images of a split that have a value in each of the columns `needs`.
+
+    Parameters
+    ----------
+    manifest
+        Active images.
+    split
+        `train`, `val` or `test`; None for all images.
+    needs
+        Columns.
 
     Raises
     ------
@@ -61,19 +70,26 @@ def images_of_split(
             f"the manifest has no column {unknown[0]!r}; "
             f"{close_matches(unknown[0], map(str, manifest.columns))}"
         )
-    within = (manifest["split"] == split).to_numpy()
+    within = np.ones(len(manifest), dtype=bool)
+    if split is not None:
+        within = (manifest["split"] == split).to_numpy()
     if not within.any():
         found = sorted(manifest["split"].dropna().unique())
         raise DataError(f"the data set has no image in split {split!r}; its splits are {found}")
     usable = within & manifest[list(needs)].notna().all(axis=1).to_numpy()
     if not usable.any():
         raise DataError(
-            f"no image of split {split!r} has a value in every column of {list(needs)}; "
+            f"no image of {_named(split)} has a value in every column of {list(needs)}; "
             "name the columns in the config, or switch this application off"
         )
     if usable.sum() < within.sum():
-        logger.warning("%d images of split %s have no %s", (within & ~usable).sum(), split, needs)
+        left = int((within & ~usable).sum())
+        logger.warning("%d images of %s have no %s", left, _named(split), ", ".join(needs))
     return np.flatnonzero(usable)
+
+
+def _named(split: str | None) -> str:
+    return "the data set" if split is None else f"split {split!r}"
 
 
 def batches(
@@ -223,6 +239,85 @@ def ablation_curves(
     table["accuracy"] = right / max(1, len(index))
     table["n"] = len(index)
     return _average_random(table)
+
+
+def ablation_table(
+    source: ContributionSource,
+    targets: Sequence[str],
+    *,
+    asked: str = "auto",
+    split: str = "test",
+    reference_split: str = "train",
+    head: Head | None = None,
+    texts: pd.DataFrame | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Ablation curves for each of several columns of the manifest.
+
+    Parameters
+    ----------
+    source
+        Dump of the contributions.
+    targets
+        Columns that are predicted, each with a classifier of its own.
+    asked
+        Kind of classifier (see `classify.choose_kind`).
+    split, reference_split
+        Split that is evaluated; split of the means and, where there is one, of the probe.
+    head
+        The model's own classifier, if it has one.
+    texts
+        Rows of table `text_features` of a CLIP model's own space.
+    seed
+        Of the random orders.
+
+    Returns
+    -------
+    DataFrame
+        Rows of table `ablation`, without model and data set.
+    """
+    tables = []
+    for target in targets:
+        index = images_of_split(source.manifest, split, [target])
+        reference = images_of_split(source.manifest, reference_split, [target])
+        values = source.manifest[target].to_numpy(dtype=object)
+        labels = [str(value) for value in values[index]]
+        known = [str(value) for value in values[reference]]
+        use_texts = texts is not None and asked in ("auto", "zero_shot")
+        classifier = make_classifier(
+            asked,
+            [*labels, *known],
+            head=head,
+            texts=label_texts(texts, target, [*labels, *known]) if use_texts else None,
+            reference=Reference(source.representation(reference), known),
+        )
+        curves = ablation_curves(source, classifier, labels, index, reference, seed=seed)
+        tables.append(curves.assign(target=target, classifier=classifier.kind))
+    return pd.concat(tables, ignore_index=True)
+
+
+def targets_of(manifest: pd.DataFrame, features: Sequence[str]) -> list[str]:
+    """Columns that can be predicted: the label, and features that are columns of their own.
+
+    Raises
+    ------
+    DataError
+        There is none.
+    """
+    found = [
+        name
+        for name in ("label", *features)
+        if name in manifest.columns and manifest[name].notna().any()
+    ]
+    if not found:
+        raise DataError(
+            "the data set has no labels, and none of its columns is a feature of `concepts`; "
+            "name the column of labels, or set `applications.ablation: null`"
+        )
+    doubles = [
+        n for n in found[1:] if found[0] == "label" and manifest[n].equals(manifest["label"])
+    ]
+    return [name for name in found if name not in doubles]
 
 
 @dataclass(frozen=True)

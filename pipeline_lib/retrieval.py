@@ -22,8 +22,14 @@ from pipeline_lib.maps import Maps
 
 logger = logging.getLogger(__name__)
 
-#: Order of the methods in the tables: what is proposed, then what it is compared with.
-METHODS = ("components", "representation", "random", "clip", "chance")
+
+#: Random sets of components over which the control is averaged.
+RANDOM_DRAWS = 5
+
+METRIC_COLUMNS = (
+    ["query", "feature", "measured", "method"]  # what is asked, measured, and how
+    + ["components", "k", "precision", "queries", "n"]
+)
 
 
 def rank_components(
@@ -380,6 +386,78 @@ def by_image(
     return pd.DataFrame(metrics), pd.DataFrame(examples)
 
 
+def retrieve(
+    source: ContributionSource,
+    maps: Maps,
+    scores: pd.DataFrame,
+    texts: pd.DataFrame,
+    index: Int[np.ndarray, " n"],
+    *,
+    components: int,
+    ks: Sequence[int],
+    queries: int,
+    seed: int,
+    shown: int = 8,
+    clip: tuple[Float[np.ndarray, "n e"], pd.DataFrame] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Retrieval by text and by image for every feature that has scores.
+
+    Parameters
+    ----------
+    source
+        Dump of the contributions.
+    maps
+        Maps of the model's components.
+    scores
+        Rows of table `scores` of the model: which components carry which feature.
+    texts
+        Rows of table `text_features` of the space that `maps` lead to.
+    index
+        Images searched; best ones that neither maps nor scores have seen.
+    components
+        Components used for a feature: its highest scores.
+    ks
+        Numbers of images retrieved at which precision is taken.
+    queries
+        Probe images, drawn from those searched.
+    seed
+        Of the probes and of the random components.
+    shown
+        Images per query in the table of examples.
+    clip
+        The reference CLIP's embeddings of the images searched, and its own table of texts.
+
+    Returns
+    -------
+    tuple
+        Rows of tables `retrieval` and `retrieval_examples`, without model and data set.
+
+    Notes
+    -----
+    A feature is judged where the manifest has a column of its name; by image, precision is also
+    measured on the other such columns, which a query by one property should not follow.
+    """
+    features = [str(name) for name in dict.fromkeys(scores["feature"])]
+    setting = SearchSetting(
+        index=index,
+        sets={name: rank_components(scores, name)[:components] for name in features},
+        random=random_sets(source.components, components, RANDOM_DRAWS, seed),
+        ks=tuple(ks),
+        shown=min(shown, len(index) - 1),
+    )
+    manifest = source.manifest.iloc[index]
+    known = [n for n in features if n in manifest.columns and manifest[n].notna().any()]
+    if not known:
+        logger.warning("no feature is a column of the manifest: images are shown, not judged")
+    concepts = texts[(texts["use"] == "concept") & texts["feature"].isin(features)]
+    text_clip = None if clip is None else (clip[0], _same_texts(concepts, clip[1]))
+    tables = [by_text(source, setting, concepts, maps, text_clip)]
+    probes = choose_probes(manifest, known, queries, seed)
+    tables += [by_image(source, setting, probes, known, None if clip is None else clip[0])]
+    metrics, examples = (pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))
+    return metrics.reindex(columns=METRIC_COLUMNS), examples
+
+
 def choose_probes(
     manifest: pd.DataFrame, properties: Sequence[str], count: int, seed: int
 ) -> Int[np.ndarray, " q"]:
@@ -399,6 +477,19 @@ def choose_probes(
 
 def _rows(embeddings: pd.Series) -> Float[np.ndarray, "t e"]:
     return np.stack([np.asarray(row, dtype=np.float32) for row in embeddings])
+
+
+def _same_texts(texts: pd.DataFrame, others: pd.DataFrame) -> Float[np.ndarray, "t e"]:
+    """Embeddings in another table of the same concepts, in the same order."""
+    other = others[others["use"] == "concept"].set_index(["feature", "text"])["embedding"]
+    wanted = list(zip(texts["feature"], texts["text"], strict=True))
+    missing = [key for key in wanted if key not in other.index]
+    if missing:
+        raise DataError(
+            f"the reference's texts lack {missing[0][1]!r} of {missing[0][0]!r}; run snakemake to "
+            "make them anew"
+        )
+    return _rows(other.loc[wanted])
 
 
 def _has_text(manifest: pd.DataFrame, texts: pd.DataFrame) -> Bool[np.ndarray, "t n"]:

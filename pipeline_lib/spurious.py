@@ -15,11 +15,17 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
-from pipeline_lib.ablation import ContributionSource, batches, mean_contributions
-from pipeline_lib.classify import LinearClassifier
+from pipeline_lib.ablation import (
+    ContributionSource,
+    batches,
+    images_of_split,
+    mean_contributions,
+)
+from pipeline_lib.classify import LinearClassifier, fit_probe
 from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.errors import DataError
 from pipeline_lib.maps import Maps
+from pipeline_lib.retrieval import random_sets
 from pipeline_lib.scores import moments, score_components
 
 logger = logging.getLogger(__name__)
@@ -79,6 +85,67 @@ def rank_spurious(
     candidates = np.flatnonzero((components["kind"] != "bias").to_numpy())
     difference = (np.asarray(spurious) - np.asarray(core))[candidates]
     return candidates[np.argsort(-difference, kind="stable")]
+
+
+def remove_cue(
+    source: ContributionSource,
+    maps: Maps,
+    spurious: Float[np.ndarray, "k e"],
+    core: Float[np.ndarray, "m e"],
+    *,
+    top_k: int,
+    select_split: str = "val",
+    report_split: str = "test",
+    draws: int = 20,
+    seed: int = 0,
+    published: bool = False,
+) -> pd.DataFrame:
+    """Accuracy per group of a probe before and after ablating the most spurious components.
+
+    Parameters
+    ----------
+    source
+        Dump of the contributions; its manifest has `label`, `group` and `split`.
+    maps
+        Maps of the model's components to CLIP space.
+    spurious, core
+        Text embeddings of the words.
+    top_k
+        Components ablated.
+    select_split, report_split
+        Split on which components are scored and means are taken; split that is reported.
+    draws, seed
+        Control: so many random sets of `top_k` components.
+    published
+        Rank by the correlation form of the score. With `top_k=10` and `select_split` equal to
+        `report_split` this is the published recipe, which selects on the images it reports.
+
+    Returns
+    -------
+    DataFrame
+        Rows of table `spurious`, without model and data set. The probe is fitted on the train
+        split, in which the cue follows the label.
+    """
+    manifest, needs = source.manifest, ["label", "group"]
+    train = images_of_split(manifest, "train", needs)
+    select = images_of_split(manifest, select_split)
+    report = images_of_split(manifest, report_split, needs)
+    labels = manifest["label"].to_numpy(dtype=object)
+    groups = manifest["group"].to_numpy(dtype=object)
+    scores = score_words(source, select, maps, spurious, core, published=published)
+    ranked = rank_spurious(*scores, source.components)
+    sets: dict[tuple[str, int], list[int]] = {("full", 0): [], ("ablated", 0): list(ranked[:top_k])}
+    for draw, chosen in enumerate(random_sets(source.components, top_k, draws, seed)):
+        sets["random", draw] = list(chosen)
+    return ablate_groups(
+        source,
+        fit_probe(source.representation(train), labels[train].tolist()),
+        labels[report].tolist(),
+        make_groups(groups[report].tolist(), groups[train].tolist(), report_split),
+        report,
+        select,
+        sets,
+    )
 
 
 @dataclass(frozen=True)
