@@ -84,8 +84,9 @@ def open_browser(width: int = 1280, height: int = 900, theme: str = "light") -> 
         try:
             size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-            preference = {"name": "prefers-color-scheme", "value": theme}
-            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [preference]})
+            preferences = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
+            features = [{"name": name, "value": value} for name, value in preferences.items()]
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
             driver.execute_cdp_cmd("Network.enable", {})
             offline = {"offline": True, "latency": 0}
             offline |= {"downloadThroughput": -1, "uploadThroughput": -1}

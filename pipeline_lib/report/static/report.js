@@ -523,6 +523,7 @@
     const refresh = () => { paint(); filter(); };
     controls.addEventListener("submit", (event) => event.preventDefault());
     controls.addEventListener("input", refresh);
+    controls.addEventListener("change", refresh);
     controls.addEventListener("reset", () => setTimeout(refresh));
     refresh();
     const asked = location.hash.match(/^#component=([^/]+)\/(.+)$/);
