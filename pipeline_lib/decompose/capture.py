@@ -38,10 +38,8 @@ class Representation(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.kind == "pre_logits":
             return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
-        if self.kind == "image_embedding":
-            output = self.model.visual(images)
-        else:
-            output = self.model(images)
+        tower = self.model.visual if self.kind == "image_embedding" else self.model
+        output = tower(images)
         return output[0] if isinstance(output, (tuple, list)) else output
 
 
@@ -140,8 +138,7 @@ def capture(module: nn.Module, images: Tensor) -> Capture:
 def _output_node(graph: fx.Graph) -> fx.Node:
     result = next(node for node in graph.nodes if node.op == "output")
     returned = result.args[0]
-    nodes = [n for n in (returned if isinstance(returned, (tuple, list)) else [returned])]
-    node = nodes[-1]
+    node = returned[-1] if isinstance(returned, (tuple, list)) else returned
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     if value is None or value.dim() != 2:
         shape = tuple(value.shape) if value is not None else None
@@ -159,9 +156,9 @@ def _drop_effects(graph: fx.Graph) -> None:
     """Remove run-time assertions, which only repeat what the plan knows of the shapes."""
     for node in reversed(list(graph.nodes)):
         name = str(node.target)
-        if node.op in ("call_function", "call_module") and not node.users:
-            if any(word in name for word in _EFFECTS):
-                graph.erase_node(node)
+        unused = node.op in ("call_function", "call_module") and not node.users
+        if unused and any(word in name for word in _EFFECTS):
+            graph.erase_node(node)
 
 
 def _schema_name(node: fx.Node) -> str:

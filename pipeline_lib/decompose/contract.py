@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline_lib.decompose.readout import Readout, Run, Shape, length
+from pipeline_lib.decompose.readout import Lazy, Readout, Run, Shape, length
 
 _LETTERS = string.ascii_lowercase.replace("b", "").replace("r", "") + string.ascii_uppercase[:3]
 
@@ -84,6 +84,8 @@ def contract(
     w, w_names = _present(w, w_names)
     m_flat = m.reshape(m.shape[0], *(full[axis] for axis in matrix_axes), m.shape[-1])
     m_names = "r" + inner + "D"
+    if value is not None and tokens is not None and not set(inner) & set(w_names) - set(kept):
+        return _per_token(w, w_names, value, readout, names, m_flat, m_names, kept, batch)
     if value is None:
         pooled, pooled_names = _pool_ones(w, w_names, full, names, inner + kept, batch, readout)
     else:
@@ -102,29 +104,58 @@ def _product(a: Tensor, a_names: str, b: Tensor, b_names: str, out: str) -> Tens
     return torch.einsum(f"{a_names},{b_names}->{out}", a, b)
 
 
+def _expanded(
+    value: Tensor, readout: Readout, names: list[str], batch: int, wanted: str
+) -> tuple[Tensor, str]:
+    """The recorded tensor inside the readout's box, without the axes of length 1 not wanted."""
+    for axis, box in enumerate(readout.w.box):
+        if box is not None and value.shape[axis] != 1:
+            value = value.narrow(axis, *box)
+    sizes = []
+    for axis, dim in enumerate(readout.full):
+        box = readout.w.box[axis]
+        sizes.append(box[1] if box is not None else length(dim, batch))
+    x = _split_batch(value.expand(sizes), readout.full, 0, batch)
+    x_names = "".join(names)
+    keep = [i for i in range(x.dim()) if x.shape[i] != 1 or x_names[i] in wanted + "b"]
+    return x.reshape([x.shape[i] for i in keep]), "".join(x_names[i] for i in keep)
+
+
 def _pool(
     w: Tensor, w_names: str, value: Tensor, readout: Readout, names: list[str], inner: str,
     kept: str, batch: int,
 ) -> tuple[Tensor, str]:  # fmt: skip
-    full = readout.full
-    for axis, box in enumerate(readout.w.box):
-        if box is not None and value.shape[axis] != 1:
-            value = value.narrow(axis, *box)
-    value = value.expand(
-        *(
-            readout.w.box[a][1] if readout.w.box[a] is not None else length(d, batch)  # type: ignore[index]
-            for a, d in enumerate(full)
-        )
-    )
-    x = _split_batch(value, full, 0, batch)
-    x_names = "".join(names)
-    keep = [i for i in range(x.dim()) if x.shape[i] != 1 or x_names[i] in inner + kept + "b"]
-    x = x.reshape([x.shape[i] for i in keep])
-    x_names = "".join(x_names[i] for i in keep)
+    x, x_names = _expanded(value, readout, names, batch, inner + kept)
     out = "rb" + "".join(dict.fromkeys(c for c in inner + kept if c in x_names + w_names))
     if "b" not in x_names + w_names:
         out = out.replace("b", "")
     return torch.einsum(f"{x_names},{w_names}->{out}", x.to(w.dtype), w), out
+
+
+def _per_token(
+    w: Tensor, w_names: str, value: Tensor, readout: Readout, names: list[str], m: Tensor,
+    m_names: str, kept: str, batch: int,
+) -> Tensor:  # fmt: skip
+    """Every token kept: project first (few directions), weigh each token after."""
+    x, x_names = _expanded(value, readout, names, batch, kept)
+    between = "b" + kept + "rD"
+    projected = torch.einsum(f"{x_names},{m_names}->{between}", x.to(m.dtype), m)
+    return torch.einsum(f"{between},{w_names}->b{kept}D", projected, w)
+
+
+def contract_ones(run: Run, readouts: Sequence[Readout], stacked: Lazy) -> Tensor:
+    """Contributions of several constants read by one and the same `w`, `[i, n, d]`.
+
+    `stacked` holds their matrices `[i, r, d]`; every axis of these is contracted already.
+    """
+    readout = readouts[0]
+    names = _letters(readout.full)
+    w = _split_batch(run.get(readout.w.lazy), readout.full, 1, run.batch)
+    w, w_names = _present(w, "r" + "".join(names))
+    pooled, found = _pool_ones(w, w_names, readout.full, names, "", run.batch, readout)
+    if "b" not in found:
+        pooled = pooled[:, None].expand(-1, run.batch)
+    return torch.einsum("rb,irD->ibD", pooled, run.get(stacked))
 
 
 def _pool_ones(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
@@ -53,6 +54,7 @@ class Plan:
     weights: Run | None = None
     versions: tuple[tuple[int, int], ...] = field(default_factory=tuple)
     tokens: object | None = None
+    groups: Any = None
 
 
 def make_plan(model: nn.Module, images: torch.Tensor) -> Plan:
@@ -197,8 +199,8 @@ def _assemble(captured: Capture, walk: Walk, readout: str) -> Plan:
     runner = runner_for(captured, walk.output, taps)
     width = int(walk.output.meta["val"].shape[-1])
     return Plan(
-        captured, walk.facts, walk, walk.context, stem, leaves, walk.constants, walk.stem_constants, taps,
-        walk.output, width, readout, table, components, spans, runner,
+        captured, walk.facts, walk, walk.context, stem, leaves, walk.constants,
+        walk.stem_constants, taps, walk.output, width, readout, table, components, spans, runner,
     )  # fmt: skip
 
 

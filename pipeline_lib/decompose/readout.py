@@ -2,7 +2,9 @@
 
 At a tensor `X` of the graph the representation is
 
-    z[b, D]  =  sum_r sum_index  w[r, index] * X[index] * M[r, index, D]   (+ terms that do not pass X)
+    z[b, D]  =  sum_r sum_index  w[r, index] * X[index] * M[r, index, D]
+
+(plus terms that do not pass `X`).
 
 `w` (weights over tokens, and frozen per-image factors) changes with every batch; `M` (a matrix over
 channels) depends on the model's weights only and is remembered. Both have the rank of `X`; an axis

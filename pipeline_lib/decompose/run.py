@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, fx
 
-from pipeline_lib.decompose.contract import contract
+from pipeline_lib.decompose.contract import contract, contract_ones
 from pipeline_lib.decompose.plan import Plan
-from pipeline_lib.decompose.readout import Run
+from pipeline_lib.decompose.readout import Lazy, Run, Shape
 from pipeline_lib.decompose.rules import Constant
 from pipeline_lib.errors import ModelError
 
@@ -60,11 +62,54 @@ def constant_term(run: Run, constant: Constant) -> Tensor:
     return contract(run, value, constant.readout)
 
 
+@dataclass(frozen=True, eq=False)
+class ConstantGroup:
+    """Constants that are read by the same weights over tokens, contracted together."""
+
+    members: list[Constant]
+    stacked: Lazy
+
+
+def group_constants(constants: list[Constant]) -> tuple[list[ConstantGroup], list[Constant]]:
+    """Constants whose matrices are contracted already, by their `w`; and the others."""
+    by_weights: dict[tuple[int, Shape], list[Constant]] = {}
+    single = []
+    for constant in constants:
+        m = constant.readout.m
+        if constant.value is None and all(size == 1 for size in m.shape):
+            by_weights.setdefault((id(constant.readout.w.lazy), constant.readout.full), []).append(
+                constant
+            )
+        else:
+            single.append(constant)
+    return [ConstantGroup(group, _stacked(group)) for group in by_weights.values()], single
+
+
+def _stacked(group: list[Constant]) -> Lazy:
+    matrices = [constant.readout.m.lazy for constant in group]
+    return Lazy(
+        lambda run: torch.stack([run.get(m).flatten(1, -2).squeeze(1) for m in matrices]),
+        static=True,
+    )
+
+
+def constant_terms(plan: Plan, run: Run) -> dict[int, Tensor]:
+    """Contribution `[n, d]` of every constant of the bias component, by identity."""
+    if plan.groups is None:
+        plan.groups = group_constants(plan.constants)
+    groups, single = plan.groups
+    terms = {id(constant): constant_term(run, constant) for constant in single}
+    for group in groups:
+        parts = contract_ones(run, [c.readout for c in group.members], group.stacked)
+        terms.update({id(c): part for c, part in zip(group.members, parts, strict=True)})
+    return terms
+
+
 def all_contributions(plan: Plan, run: Run, representation: Tensor) -> Tensor:
     """Contributions [n, c, d] of every component, the bias kept as a component of its own."""
     n = representation.shape[0]
     values = representation.new_zeros(n, len(plan.components), plan.width)
-    terms = {id(c): constant_term(run, c) for c in plan.constants}
+    terms = constant_terms(plan, run)
     if len(plan.components) and plan.components["kind"].iloc[0] == "stem":
         for leaf in plan.stem:
             for readout in leaf.readouts:
@@ -77,8 +122,7 @@ def all_contributions(plan: Plan, run: Run, representation: Tensor) -> Tensor:
             values[:, begin:stop] += part.reshape(n, stop - begin, plan.width)
         for constant in leaf.constants:
             values[:, begin] -= terms[id(constant)]
-    for term in terms.values():
-        values[:, -1] += term
+    values[:, -1] = torch.stack(list(terms.values())).sum(0) if terms else 0
     return values
 
 

@@ -186,9 +186,9 @@ class TokenPlan:
             first = op_name(node).startswith(("conv", "batch_norm"))
             for rows, columns in [sizes[2:4]] if first else [sizes[1:3], sizes[2:4]]:
                 leading = count - rows * columns
-                if rows > 1 and columns > 1 and 0 <= leading <= MOST_LEADING:
-                    if best is None or leading <= best[0] or first:
-                        best = (leading, (rows, columns))
+                fits = rows > 1 and columns > 1 and 0 <= leading <= MOST_LEADING
+                if fits and (best is None or leading <= best[0] or first):
+                    best = (leading, (rows, columns))
         if best is not None:
             return best
         return count, (0, 0)

@@ -42,6 +42,11 @@ MOST_PRODUCTS = 1024
 
 SUMS = ("add", "sub", "rsub")
 JOINS = ("cat", "concat", "concatenate", "stack")
+#: Operations without a rule of their own that are no nonlinearity: parts, and norms written out.
+NEUTRAL = (
+    "unbind", "split", "chunk", "split_with_sizes", "tensor_split",
+    "rsqrt", "sqrt", "pow", "var", "var_mean",
+)  # fmt: skip
 VIEWS = (
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute",
     "transpose", "contiguous", "clone", "dropout", "slice", "detach", "to", "_to_copy",
@@ -121,11 +126,7 @@ class Walk:
         name = op_name(node)
         if name in ("mul", "div"):
             return len(self._dependent(node)) > 1 and not self._is_norm_product(node)
-        return is_product(self.facts, node) or (
-            name not in RULES and name not in ("unbind", "split", "chunk", "split_with_sizes",
-                                               "tensor_split", "rsqrt", "sqrt", "pow", "var", "add_",
-                                               "var_mean")
-        )  # fmt: skip
+        return is_product(self.facts, node) or (name not in RULES and name not in NEUTRAL)
 
     def _is_norm_product(self, node: fx.Node) -> bool:
         return any(op_name(other) in ("rsqrt", "sqrt") for other in self._dependent(node))
@@ -457,20 +458,13 @@ class Walk:
         if op_name(node) not in ("view", "reshape", "_unsafe_view", "unflatten"):
             return False
         before, after = self.facts.shape(following), self.facts.shape(node)
-        for left, right in axis_groups(before, after):
-            if any(before[axis] < 0 for axis in left) and len(right) > 1:
-                if any(r.m.full(axis) for r in readouts for axis in right):
-                    below = following
-                    while not is_product(self.facts, below):
-                        deeper = self._data_operand(below)
-                        if deeper is None or op_name(below) not in (
-                            "view", "reshape", "permute", "transpose", "contiguous", "clone",
-                            "_unsafe_view", "unsqueeze", "squeeze",
-                        ):  # fmt: skip
-                            return False
-                        below = deeper
-                    return True
-        return False
+        taken_apart = any(
+            any(before[axis] < 0 for axis in left)
+            and any(r.m.full(axis) for r in readouts for axis in right)
+            for left, right in axis_groups(before, after)
+            if len(right) > 1
+        )
+        return taken_apart and is_product(self.facts, self._root(following))
 
     def _heads(
         self,
