@@ -184,8 +184,8 @@ class Ablation(_Section):
     """Accuracy while components are replaced by their means."""
 
     dataset: str
-    reference_split: Split = "train"
-    split: Split = "test"
+    reference_split: Split | None = "train"  # images whose mean replaces; null: all
+    split: Split | None = "test"  # images that are judged; null: all
     classifier: Literal["own", "zero_shot", "probe", "auto"] = "auto"
 
 
@@ -355,8 +355,13 @@ def weight_files(model: Model | Reference) -> list[Path]:
     files = [] if model.weights is None else [Path(model.weights)]
     folder = local_folder(model.id or "")
     if folder is not None:
-        files += sorted(path for path in folder.iterdir() if path.suffix != ".md")
+        files += sorted(path for path in folder.iterdir() if not _is_note(path))
     return files
+
+
+def _is_note(path: Path) -> bool:
+    """Whether a file beside a model's weights only tells of them."""
+    return path.name.startswith(".") or path.suffix == ".md" or path.name == "metrics.json"
 
 
 @lru_cache

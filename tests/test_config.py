@@ -264,7 +264,7 @@ def test_known_models_are_those_of_the_libraries() -> None:
 
 
 def test_the_files_that_decide_what_a_model_computes(tmp_path: Path) -> None:
-    for name in ("config.json", "model.safetensors", "README.md"):
+    for name in ("config.json", "model.safetensors", "README.md", "metrics.json"):
         (tmp_path / name).write_text("x")
     raw = changed(models__deit__id=f"timm:local-dir:{tmp_path}")
     config = load_config(raw)
