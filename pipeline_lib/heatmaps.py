@@ -8,6 +8,7 @@ neutral. Thresholding them into segments belongs in `segmentation`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, UInt8
 from matplotlib import pyplot as plt
@@ -23,9 +25,11 @@ from matplotlib.colors import TwoSlopeNorm
 from PIL import Image
 from torch import Tensor
 
+from pipeline_lib.ablation import images_of_split
 from pipeline_lib.artifacts import atomic_path
 from pipeline_lib.classify import LinearClassifier, check_labels
-from pipeline_lib.decompose import decompose
+from pipeline_lib.decompose import decompose, plan_for
+from pipeline_lib.decompose.run import start
 from pipeline_lib.errors import DataError
 from pipeline_lib.maps import Maps
 
@@ -142,11 +146,86 @@ def token_maps(
     return summed[rows, torch.from_numpy(which.reshape(-1))].cpu().numpy()
 
 
+def representations(model: object, images: Float[Tensor, "n 3 h w"]) -> Float[np.ndarray, "n d"]:
+    """Representation `z` of images, by the model's own forward pass."""
+    with torch.no_grad():
+        return start(plan_for(model, images), images)[1].cpu().numpy()
+
+
+def gradient_maps(
+    model: object,
+    images: Float[Tensor, "n 3 h w"],
+    directions: Float[np.ndarray, "n d"],
+    grid: tuple[int, int],
+) -> Float[np.ndarray, "n gh gw"]:
+    """Gradient times input along one direction per image, averaged over the cells of a grid.
+
+    A baseline that every model allows: how much, to first order, each pixel changes the
+    representation along the direction; absolute value of the sum over colours.
+
+    Parameters
+    ----------
+    model
+        A `VisionModel`, or a module that `decompose` takes.
+    images
+        Preprocessed images.
+    directions
+        One direction in representation space for each image.
+    grid
+        Rows and columns to average over, those of the token map it is compared with.
+    """
+    pixels = images.detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        z = start(plan_for(model, pixels), pixels)[1]
+        wanted = torch.from_numpy(np.ascontiguousarray(directions)).to(z)
+        (gradient,) = torch.autograd.grad((z * wanted).sum(), pixels)
+    strength = (gradient * pixels.detach()).sum(dim=1).abs()
+    return torch.nn.functional.adaptive_avg_pool2d(strength, grid).cpu().numpy()
+
+
+def image_directions(
+    classifier: LinearClassifier,
+    representation: Float[np.ndarray, "n d"],
+    labels: Sequence[str] | None = None,
+) -> tuple[Float[np.ndarray, "n d"], list[str]]:
+    """Direction and name of each image's class: its label's, or the class that is predicted.
+
+    Parameters
+    ----------
+    classifier
+        Linear classifier on the representation.
+    representation
+        `z` of the images; used where the class is predicted.
+    labels
+        Class of each image; None to predict it.
+    """
+    names = (
+        [classifier.classes[row] for row in classifier.logits(representation).argmax(axis=1)]
+        if labels is None
+        else [str(label) for label in labels]
+    )
+    return class_directions(classifier, names), names
+
+
+def choose_images(
+    manifest: pd.DataFrame, split: str | None, needs: Sequence[str], count: int, seed: int
+) -> pd.DataFrame:
+    """Random images of a split that have a value in each of the columns `needs`, by row.
+
+    Where fewer than `count` images qualify, all of them.
+    """
+    usable = images_of_split(manifest, split, needs)
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(usable, size=min(count, len(usable)), replace=False)
+    return manifest.iloc[np.sort(chosen)]
+
+
 def text_token_maps(
     model: object,
     images: Float[Tensor, "n 3 h w"],
     maps: Maps,
     texts: Float[np.ndarray, "k e"],
+    neutral: Float[np.ndarray, " e"],
 ) -> Float[np.ndarray, "n k gh gw"]:
     """What the components take from each patch along texts, through their maps to CLIP space.
 
@@ -160,9 +239,12 @@ def text_token_maps(
     maps
         Maps of the model's components.
     texts
-        Directions in CLIP space.
+        Unit text embeddings.
+    neutral
+        Mean embedding of many texts, taken off each: the embeddings of a CLIP share one large
+        direction, which says nothing for one text against the others.
     """
-    vectors = torch.from_numpy(np.asarray(texts, dtype=np.float32))
+    vectors = torch.from_numpy((texts - neutral).astype(np.float32))
     found = []
     for image in images:
         parts = decompose(model, image[None], per="token")
@@ -206,7 +288,93 @@ def mass_in_mask(
     return mass, float(mask.mean())
 
 
-def common_scale(maps: Float[np.ndarray, "n h w"]) -> float:
+def class_heatmaps(
+    model: object,
+    images: Float[Tensor, "n 3 h w"],
+    classifier: LinearClassifier,
+    labels: Sequence[str] | None = None,
+) -> tuple[Float[np.ndarray, "n 1 gh gw"], list[list[str]]]:
+    """Token maps of each image's class, and the name of that class.
+
+    Parameters
+    ----------
+    model
+        A `VisionModel`, or a module that `decompose` takes.
+    images
+        Preprocessed images.
+    classifier
+        Linear classifier on the representation.
+    labels
+        Class of each image; None for the class that is predicted.
+    """
+    z = representations(model, images)
+    directions, names = image_directions(classifier, z, labels)
+    return token_maps(model, images, directions)[:, None], [[name] for name in names]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is drawn: pictures as the model sees them, with their objects, maps and names.
+
+    Attributes
+    ----------
+    image_ids
+        Id of each image.
+    pictures
+        The model's crops.
+    masks
+        Where the objects are; nowhere where an image has no mask.
+    maps
+        Token maps, `k` of each image.
+    names
+        Class or text of each map.
+    """
+
+    image_ids: Sequence[str]
+    pictures: UInt8[np.ndarray, "n h w 3"]
+    masks: Bool[np.ndarray, "n h w"]
+    maps: Float[np.ndarray, "n k gh gw"]
+    names: Sequence[Sequence[str]]
+
+
+def draw_heatmaps(
+    shown: Shown, folder: Path, name: str, *, unit: str = "contribution"
+) -> pd.DataFrame:
+    """Overlays of all maps on a common scale, as `{folder}/{name}/{image}-{map}.png`.
+
+    Parameters
+    ----------
+    shown
+        Pictures, masks and maps.
+    folder
+        Folder of the table that the rows are for.
+    name
+        Folder of the pictures within it.
+    unit
+        Label of the colour bar.
+
+    Returns
+    -------
+    DataFrame
+        Rows of table `heatmaps`, without model and data set.
+    """
+    size = shown.pictures.shape[1:3]
+    heats = np.stack([upsample(maps, size) for maps in shown.maps])
+    scale = common_scale(heats)
+    rows = []
+    for i, image_id in enumerate(shown.image_ids):
+        mask = shown.masks[i]
+        for j, title in enumerate(shown.names[i]):
+            file = f"{name}/{i}-{j}.png"
+            mass, area = mass_in_mask(heats[i, j], mask) if mask.any() else (None, None)
+            path, picture = folder / file, shown.pictures[i]
+            draw_overlay(picture, heats[i, j], scale, path, title=title, mask=mask, unit=unit)
+            rows.append((str(image_id), title, mass, area, file))
+    columns = ["image_id", "direction", "mass", "area", "file"]
+    return pd.DataFrame(rows, columns=columns).astype({"mass": float, "area": float})
+
+
+def common_scale(maps: Float[np.ndarray, "*s"]) -> float:
     """Value at the ends of the colour bar, the same for all maps that are shown together."""
     scale = float(np.percentile(np.abs(maps), SCALE_PERCENTILE))
     return scale if scale > 0 else 1.0

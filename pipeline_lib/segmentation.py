@@ -19,8 +19,20 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from pipeline_lib.classify import LinearClassifier
+from pipeline_lib.decompose import decompose
 from pipeline_lib.errors import DataError, close_matches
-from pipeline_lib.heatmaps import HasPreprocessing, Span, pixel_range, squash, upsample
+from pipeline_lib.heatmaps import (
+    HasPreprocessing,
+    Span,
+    gradient_maps,
+    image_directions,
+    pixel_range,
+    representations,
+    squash,
+    token_maps,
+    upsample,
+)
 from pipeline_lib.images import read_image
 
 logger = logging.getLogger(__name__)
@@ -182,10 +194,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture, the hash that its file must have, and its mask."""
+    """A picture, its mask if it has one, and the hash that the picture's file must have."""
 
     picture: Path
-    mask: Path
+    mask: Path | None
     sha256: str | None = None
 
 
@@ -193,6 +205,8 @@ def load_pair(
     model: HasPreprocessing, pair: Pair, protocol: str, span: Span
 ) -> tuple[Float[Tensor, "3 h w"], Bool[np.ndarray, "h w"]]:
     """Picture and mask at the model's input size, brought there the same way.
+
+    The mask of a picture without one shows nothing anywhere.
 
     Parameters
     ----------
@@ -206,7 +220,8 @@ def load_pair(
         Black and white of the model's preprocessing, from `heatmaps.pixel_range`.
     """
     picture = read_image(pair.picture, pair.sha256)
-    mask = read_mask(pair.mask, picture.size)
+    nothing = Image.new("L", picture.size)
+    mask = nothing if pair.mask is None else read_mask(pair.mask, picture.size)
     if protocol == "C":
         height, width = model.input_size
         image = squash(picture, (height, width), span)
@@ -267,6 +282,56 @@ def segment(
         for (protocol, method), count in counts.items()
     ]
     return pd.DataFrame(rows)
+
+
+def methods(
+    model: object, classifier: LinearClassifier, labels: Sequence[str] | None = None
+) -> dict[str, Mapper]:
+    """The decomposition's maps and the baselines, for `segment`.
+
+    Parameters
+    ----------
+    model
+        A `VisionModel`.
+    classifier
+        Linear classifier on the representation; a map is of one of its classes.
+    labels
+        Class of each image, in the order of the pairs; None for the class that is predicted.
+
+    Returns
+    -------
+    dict
+        `decomposition`: all components' token map along the class direction; `gradient`: gradient
+        times input along the same direction; `centre`: a Gaussian in the middle of the picture;
+        `uniform`: nothing found anywhere.
+    """
+
+    def directions(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b d"]:
+        wanted = None if labels is None else [labels[int(i)] for i in at]
+        found = representations(model, images) if labels is None else np.empty((0, 0))
+        return image_directions(classifier, found, wanted)[0]
+
+    def decomposition(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b g h"]:
+        return token_maps(model, images, directions(images, at))
+
+    def gradient(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b g h"]:
+        one = torch.zeros(1, classifier.weight.shape[1])
+        grid = decompose(model, images[:1], per="token", components=[0], directions=one).grid
+        return gradient_maps(model, images, directions(images, at), grid)
+
+    def centre(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b h w"]:
+        height, width = images.shape[-2:]
+        return np.repeat(centre_prior(height, width)[None], len(images), axis=0)
+
+    def uniform(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b h w"]:
+        return np.zeros((len(images), 1, 1), dtype=np.float32)
+
+    return {
+        "decomposition": decomposition,
+        "gradient": gradient,
+        "centre": centre,
+        "uniform": uniform,
+    }
 
 
 def centre_prior(height: int, width: int, spread: float = 0.25) -> Float[np.ndarray, "h w"]:

@@ -29,10 +29,9 @@ rule top_images:
     input:
         dump=lambda w: store_inputs(w.model, w.dataset),
         manifest=f"{RESULTS}/manifest/{{dataset}}/images.parquet",
-        maps=f"{RESULTS}/maps/{{model}}.safetensors",
-        facts=f"{RESULTS}/maps/{{model}}.json",
+        maps=lambda w: maps_of(w.model),
         labels=f"{RESULTS}/scores/{{model}}/{{dataset}}.labels.parquet",
-        texts=lambda w: f"{RESULTS}/features/texts/{space_of(w.model)}.parquet",
+        texts=lambda w: texts_of(space_of(w.model)),
     output:
         table=f"{RESULTS}/report/top_images/{{model}}/{{dataset}}.parquet",
     params:

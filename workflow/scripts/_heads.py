@@ -1,15 +1,30 @@
-"""A loaded model's own classifier, where it has one that reads the representation itself."""
+"""Classifiers of a loaded model: its own, where it has one that reads the representation itself."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from _job import load_run_model
 
-from pipeline_lib.classify import Head, head_of, reads_representation
+from pipeline_lib.ablation import images_of_split
+from pipeline_lib.artifacts import read_table
+from pipeline_lib.classify import (
+    Head,
+    LinearClassifier,
+    Reference,
+    head_of,
+    label_texts,
+    make_classifier,
+    reads_representation,
+)
 from pipeline_lib.config import Model
-from pipeline_lib.dumps import Dump
-from pipeline_lib.models import load_model
+from pipeline_lib.dumps import Dump, open_dump
+from pipeline_lib.errors import DataError
+from pipeline_lib.models import VisionModel
 
 log = logging.getLogger("vit-atlas")
 
@@ -24,10 +39,56 @@ def read_head(section: Model, dump: Dump) -> Head | None:
     """
     if not dump.has_logits:
         return None
-    model = load_model(section.id, weights=section.weights, **section.kwargs)
-    head = head_of(model.classifier, model.class_names)
+    model = load_run_model(section)
     index = np.arange(min(CHECKED, dump.n))
-    if head and not reads_representation(head, dump.representation(index), dump.logits(index)):
+    return _checked(
+        head_of(model.classifier, model.class_names),
+        dump.representation(index),
+        dump.logits(index),
+    )
+
+
+def map_classifier(
+    model: VisionModel, manifest: pd.DataFrame, store: Sequence[str], path: str, texts: str
+) -> LinearClassifier:
+    """Classifier whose classes heat maps are drawn for.
+
+    Over the labels of the data set by the first of: the model's own head, zero-shot, a probe fitted
+    on the dump's train split. Without labels, or where the model's head knows others, and there is
+    no dump to fit a probe on: the model's own head with all its classes.
+    """
+    import torch
+
+    from pipeline_lib.heatmaps import representations
+
+    head = None if model.is_clip else head_of(model.classifier, model.class_names)
+    if head is not None:
+        noise = torch.rand(2, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            logits = model.module(noise.to(model.device)).cpu().numpy()
+        head = _checked(head, representations(model, noise), logits)
+    labels = [] if "label" not in manifest else sorted(set(manifest["label"].dropna().astype(str)))
+    if head is not None and not (labels and (store or set(labels) <= set(head.class_names))):
+        labels = list(head.class_names)
+    if not labels:
+        raise DataError(
+            "there is no class to draw a heat map for: the data set has no labels, and the model "
+            "no classifier of its own; name the column of labels"
+        )
+    known = label_texts(read_table("text_features", texts), "label", labels) if texts else None
+    reference = None
+    if store and not texts:
+        dump = open_dump(Path(store[0]).parent, path)
+        train = images_of_split(dump.manifest, "train", ["label"])
+        seen = dump.manifest["label"].to_numpy()[train].tolist()
+        reference = Reference(dump.representation(train), seen)
+    return make_classifier("auto", labels, head=head, texts=known, reference=reference)
+
+
+def _checked(
+    head: Head | None, representation: np.ndarray, logits: np.ndarray
+) -> Head | None:
+    if head is not None and not reads_representation(head, representation, logits):
         log.warning("the model's head is not linear in its representation; it is not used")
         return None
     return head
