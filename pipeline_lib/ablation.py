@@ -8,7 +8,7 @@ projected once per batch, and each curve is a cumulative sum over layers. Classi
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -246,8 +246,8 @@ def ablation_table(
     targets: Sequence[str],
     *,
     asked: str = "auto",
-    split: str = "test",
-    reference_split: str = "train",
+    split: str | None = "test",
+    reference_split: str | None = "train",
     head: Head | None = None,
     texts: pd.DataFrame | None = None,
     seed: int = 0,
@@ -263,7 +263,8 @@ def ablation_table(
     asked
         Kind of classifier (see `classify.choose_kind`).
     split, reference_split
-        Split that is evaluated; split of the means and, where there is one, of the probe.
+        Split that is evaluated; split of the means and, where there is one, of the probe. None for
+        all images.
     head
         The model's own classifier, if it has one.
     texts
@@ -296,28 +297,35 @@ def ablation_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def targets_of(manifest: pd.DataFrame, features: Sequence[str]) -> list[str]:
-    """Columns that can be predicted: the label, and features that are columns of their own.
+def targets_of(manifest: pd.DataFrame, concepts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Columns that can be predicted: the label, and each feature that is a column of its own.
+
+    Parameters
+    ----------
+    manifest
+        Active images.
+    concepts
+        Feature to its descriptors; a feature whose column has other values too is left out.
 
     Raises
     ------
     DataError
         There is none.
     """
-    found = [
-        name
-        for name in ("label", *features)
-        if name in manifest.columns and manifest[name].notna().any()
-    ]
+    found = ["label"] if "label" in manifest.columns and manifest["label"].notna().any() else []
+    for name, descriptors in concepts.items():
+        values = set(manifest[name].dropna()) if name in manifest.columns else set()
+        if values and not (found and manifest[name].equals(manifest[found[0]])):
+            if values <= set(descriptors):
+                found.append(name)
+            else:
+                logger.warning("%s has values that are no descriptors of it; left out", name)
     if not found:
         raise DataError(
             "the data set has no labels, and none of its columns is a feature of `concepts`; "
             "name the column of labels, or set `applications.ablation: null`"
         )
-    doubles = [
-        n for n in found[1:] if found[0] == "label" and manifest[n].equals(manifest["label"])
-    ]
-    return [name for name in found if name not in doubles]
+    return found
 
 
 @dataclass(frozen=True)

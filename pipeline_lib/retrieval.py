@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 #: Random sets of components over which the control is averaged.
 RANDOM_DRAWS = 5
 
+#: Columns of the manifest that say nothing of what a picture shows.
+_MANIFEST_ONLY = frozenset({"row", "image_id", "path", "active", "sha256", "mask", "split"})
+
 METRIC_COLUMNS = (
     ["query", "feature", "measured", "method"]  # what is asked, measured, and how
     + ["components", "k", "precision", "queries", "n"]
@@ -254,8 +257,9 @@ def by_text(
         What is searched, with which components.
     texts
         Rows of table `text_features`: `feature`, `text`, `embedding`; features of `setting` only.
-        A feature is judged where the manifest has a column of its name, text by text against the
-        values of that column; texts that no image has are left out, which is logged.
+        A text is judged against the column of its feature's name; where there is none, against
+        the first column in which one of the feature's texts is a value (such as the label). Texts
+        that no image has are left out, which is logged.
     maps
         Maps of the model's components to the CLIP space of the texts.
     clip
@@ -272,7 +276,9 @@ def by_text(
     reference CLIP's own cosine; chance, the share of images that have the property.
     """
     texts = texts[texts["feature"].isin(list(setting.sets))].reset_index(drop=True)
-    relevant = _has_text(source.manifest.iloc[setting.index], texts)
+    manifest = source.manifest.iloc[setting.index]
+    columns = {name: _column_of(manifest, name, texts) for name in setting.sets}
+    relevant = _has_text(manifest, texts, columns)
     vectors = _rows(texts["embedding"])
     mapped = _mapped_representation(source, setting.index, maps)
     directions = maps.directions(torch.from_numpy(vectors), len(source.components)).numpy()
@@ -293,7 +299,7 @@ def by_text(
             chosen = np.isin(rows, judged)
             if len(judged):
                 metrics += _metric_rows(
-                    ("text", feature, feature, method),
+                    ("text", feature, columns[feature] or feature, method),
                     [ranks[chosen] for ranks in ranked],
                     relevant[judged],
                     setting,
@@ -310,7 +316,8 @@ def by_text(
                     setting.shown,
                 )
         if len(judged):
-            metrics += _chance_rows(("text", feature, feature), relevant[judged], setting)
+            key = ("text", feature, columns[feature] or feature)
+            metrics += _chance_rows(key, relevant[judged], setting)
     return pd.DataFrame(metrics), pd.DataFrame(examples)
 
 
@@ -492,12 +499,24 @@ def _same_texts(texts: pd.DataFrame, others: pd.DataFrame) -> Float[np.ndarray, 
     return _rows(other.loc[wanted])
 
 
-def _has_text(manifest: pd.DataFrame, texts: pd.DataFrame) -> Bool[np.ndarray, "t n"]:
-    """Which images have which text as the value of the text's feature."""
+def _column_of(manifest: pd.DataFrame, feature: str, texts: pd.DataFrame) -> str | None:
+    """Column whose values tell whether an image has a text of a feature."""
+    if feature in manifest.columns:
+        return feature
+    wanted = texts.loc[texts["feature"] == feature, "text"]
+    own = [name for name in manifest.columns if name not in _MANIFEST_ONLY]
+    return next((name for name in own if manifest[name].isin(wanted).any()), None)
+
+
+def _has_text(
+    manifest: pd.DataFrame, texts: pd.DataFrame, columns: Mapping[str, str | None]
+) -> Bool[np.ndarray, "t n"]:
+    """Which images have which text as their value in the column of the text's feature."""
     result = np.zeros((len(texts), len(manifest)), dtype=bool)
     for row, (feature, text) in enumerate(zip(texts["feature"], texts["text"], strict=True)):
-        if feature in manifest.columns:
-            result[row] = (manifest[feature] == text).to_numpy(dtype=bool, na_value=False)
+        column = columns[str(feature)]
+        if column is not None:
+            result[row] = (manifest[column] == text).to_numpy(dtype=bool, na_value=False)
     return result
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from planted import ArrayDump, planted_dump
+from planted import SHAPES, ArrayDump, planted_dump, value_directions
 
 import pipeline_lib.ablation as ablation
 from pipeline_lib.ablation import (
     ablation_curves,
+    ablation_table,
     group_by_layer,
     images_of_split,
     mean_ablate,
     mean_contributions,
+    targets_of,
 )
-from pipeline_lib.classify import LinearClassifier, fit_probe
+from pipeline_lib.classify import Head, LinearClassifier, fit_probe
 from pipeline_lib.errors import DataError
 
 
@@ -96,6 +98,34 @@ def test_small_batches_give_the_same_and_bound_the_memory(
 
 def test_the_same_seed_gives_the_same_table(dump: ArrayDump, probe: LinearClassifier) -> None:
     assert curves(dump, probe)[0].equals(curves(dump, probe)[0])
+
+
+def test_targets_are_the_label_and_the_features_with_columns_of_their_own(
+    dump: ArrayDump, caplog: pytest.LogCaptureFixture
+) -> None:
+    concepts = {"shape": list(SHAPES), "scene": ["water"], "mood": ["calm"]}
+    assert targets_of(dump.manifest, concepts) == ["label", "shape"]
+    assert "scene has values that are no descriptors" in caplog.text
+    dump.manifest["label"] = dump.manifest["shape"]  # asked once, not twice
+    assert targets_of(dump.manifest, concepts) == ["label"]
+    with pytest.raises(DataError, match="no labels"):
+        targets_of(dump.manifest.drop(columns=["label"]), {"mood": ["calm"]})
+
+
+def test_each_target_gets_a_classifier_of_its_own(dump: ArrayDump) -> None:
+    directions = value_directions()
+    names = (*SHAPES, "round", "edged")
+    weight = np.stack([directions.get(name, directions["red"]) for name in names])
+    head = Head(weight, -weight @ dump.values.sum(axis=1).mean(axis=0), names)
+    table = ablation_table(dump, ["shape", "scene"], head=head)
+    assert set(zip(table["target"], table["classifier"], strict=True)) == {
+        ("shape", "own"),
+        ("scene", "probe"),
+    }
+    full = table[table["curve"] == "none"].set_index("target")["accuracy"]
+    assert full.tolist() == [1.0, 1.0]
+    everything = ablation_table(dump, ["scene"], split=None, reference_split=None)
+    assert set(everything["n"]) == {dump.n}
 
 
 def test_splits_that_are_not_there(dump: ArrayDump) -> None:

@@ -175,6 +175,14 @@ def test_a_feature_without_a_column_is_shown_but_not_judged(dump: ArrayDump) -> 
     assert examples[examples["feature"] == "scene"]["correct"].isna().all()
 
 
+def test_a_feature_of_labels_is_judged_by_the_label(dump: ArrayDump) -> None:
+    dump.manifest["label"] = dump.manifest["shape"]
+    dump.manifest = dump.manifest.drop(columns=["shape"])
+    table, _ = by_text(dump, make_setting(dump), make_texts(), CLIP)
+    of = {"feature": "shape", "measured": "label", "k": 5}
+    assert precision(table, method="components", **of) == 1.0
+
+
 def test_batches_do_not_change_the_result(dump: ArrayDump, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = make_setting(dump)
     probes = np.arange(5)

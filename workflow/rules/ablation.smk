@@ -17,7 +17,7 @@ rule ablation:
     params:
         version=STAGE_VERSIONS["ablation"],
         asked=lambda wildcards: section(CONFIG.applications.ablation),
-        features=list(CONFIG.concepts),
+        concepts=CONFIG.concepts,
         seed=CONFIG.seed,
     log:
         f"{RESULTS}/logs/ablation/{{model}}/{{dataset}}.log",

@@ -15,7 +15,7 @@ with job(snakemake) as config:
     dump = open_dump(store_folder(snakemake.input.store), snakemake.input.manifest)
     table = ablation_table(
         dump,
-        targets_of(dump.manifest, snakemake.params.features),
+        targets_of(dump.manifest, config.concepts),
         asked=asked.classifier,
         split=asked.split,
         reference_split=asked.reference_split,
