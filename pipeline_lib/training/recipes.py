@@ -118,12 +118,46 @@ _VIT = {"img_size": 96, "patch_size": 12, "embed_dim": 96, "depth": 4, "num_head
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
+        ContrastiveRecipe(
+            name="clip-reference",
+            embed_dim=96,
+            vision=_clip_vision(width=128, layers=4, head_width=32),
+            text=_clip_text(width=96, layers=2, heads=4),
+            steps=450,
+            learning_rate=4e-3,
+        ),
+        ContrastiveRecipe(
+            name="clip-small",
+            embed_dim=64,
+            vision=_clip_vision(width=96, layers=4, head_width=24),
+            text=_clip_text(width=64, layers=2, heads=4),
+            steps=450,
+            learning_rate=4e-3,
+        ),
         SupervisedRecipe(
             name="deit",
             architecture="deit_tiny_distilled_patch16_224",
             model_args=_VIT,
-            steps=2000,
+            steps=1000,
             batch=64,
+        ),
+        SelfDistillationRecipe(
+            name="dino",
+            architecture="vit_tiny_patch16_224",
+            model_args={**_VIT, "patch_size": 16, "dynamic_img_size": True},
+            steps=500,
+            batch=64,
+            learning_rate=2e-3,
+        ),
+        SelfDistillationRecipe(
+            name="dinov2",
+            architecture="vit_small_patch14_reg4_dinov2",
+            model_args={**_VIT, "dynamic_img_size": True, "init_values": 0.5},
+            steps=400,
+            batch=64,
+            learning_rate=2e-3,
+            masked_patches=0.3,
+            koleo=0.1,
         ),
         SupervisedRecipe(
             name="swin",
@@ -137,7 +171,7 @@ RECIPES: Mapping[str, Recipe] = {
                 "window_size": 6,
                 "drop_path_rate": 0.0,
             },
-            steps=1600,
+            steps=700,
             batch=64,
         ),
         SupervisedRecipe(
@@ -153,25 +187,9 @@ RECIPES: Mapping[str, Recipe] = {
                 "transformer_dim_head": 16,
                 "transformer_partition_ratio": 16,
             },
-            steps=600,
+            steps=500,
             batch=64,
             learning_rate=3e-3,
-        ),
-        ContrastiveRecipe(
-            name="clip-reference",
-            embed_dim=96,
-            vision=_clip_vision(width=128, layers=5, head_width=32),
-            text=_clip_text(width=96, layers=3, heads=4),
-            steps=600,
-            learning_rate=4e-3,
-        ),
-        ContrastiveRecipe(
-            name="clip-small",
-            embed_dim=64,
-            vision=_clip_vision(width=96, layers=4, head_width=24),
-            text=_clip_text(width=64, layers=2, heads=4),
-            steps=600,
-            learning_rate=4e-3,
         ),
     )
 }

@@ -34,8 +34,14 @@ from pipeline_lib.training.recipes import (
     SelfDistillationRecipe,
     SupervisedRecipe,
 )
-from pipeline_lib.training.save import METRICS, publish, recipe_as_dict, save_open_clip, save_timm
-from pipeline_lib.training.save import write_json
+from pipeline_lib.training.save import (
+    METRICS,
+    publish,
+    recipe_as_dict,
+    save_open_clip,
+    save_timm,
+    write_json,
+)
 from pipeline_lib.training.self_distillation import train_self_distillation
 from pipeline_lib.training.supervised import train_supervised
 from pipeline_lib.world.factors import task_labels
@@ -76,7 +82,7 @@ def train_demo_model(
         The content of the folder's `metrics.json`.
     """
     folder, target = Path(folder), torch.device(device)
-    logger.info("training %s on %s, %d steps of %d", recipe.name, device, recipe.steps, recipe.batch)
+    logger.info("%s on %s: %d steps of %d", recipe.name, device, recipe.steps, recipe.batch)
     pool = load_pool(pools, recipe.images, TRAIN_SEED, workers)
     held_out = load_pool(pools, evaluation_images, EVALUATION_SEED, workers)
     folder.parent.mkdir(parents=True, exist_ok=True)

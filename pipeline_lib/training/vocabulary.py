@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from torch import Tensor
@@ -32,9 +33,7 @@ def learn_merges(words: Iterable[str]) -> list[Pair]:
     pieces = {word: (*word[:-1], f"{word[-1]}</w>") for word in sorted(set(words))}
     merges = []
     while any(len(parts) > 1 for parts in pieces.values()):
-        counts = Counter(
-            pair for parts in pieces.values() for pair in zip(parts, parts[1:], strict=False)
-        )
+        counts = Counter(pair for parts in pieces.values() for pair in pairwise(parts))
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
         pieces = {word: _merge(parts, best) for word, parts in pieces.items()}

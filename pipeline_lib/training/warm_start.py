@@ -91,7 +91,7 @@ OFFSETS = ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (1, 1), (-1, 1), (1, -1))
 def start_looking_around(
     queries_and_keys: list[tuple[Tensor, Tensor]], side: int, heads: int, strength: float = 1.5
 ) -> None:
-    """Let each head start by looking at the patch next to the query in one direction.
+    """Let each head of the early blocks start by looking at the patch next to the query.
 
     With positions as waves, the scalar product of a wave and a shifted wave is largest at the
     shift; queries are set to shifted waves and keys to waves, so that a convolution-like attention
@@ -157,12 +157,15 @@ def start_wide(model: nn.Module) -> None:
 def warm_start_timm(model: nn.Module, pool: Pool) -> None:
     """Warm start of a timm model: its blocks, and where it has them its patches and positions."""
     start_wide(model)
-    if hasattr(model, "patch_embed") and isinstance(getattr(model.patch_embed, "proj", None), nn.Conv2d):
-        start_from_patches(model.patch_embed.proj, pool)
+    if not hasattr(model, "patch_embed"):
+        return
+    start_from_patches(model.patch_embed.proj, pool)
     if getattr(model, "pos_embed", None) is not None:
         start_from_waves(model.pos_embed)
-        weights = [block.attn.qkv.weight.chunk(3)[:2] for block in model.blocks]
-        start_looking_around(weights, model.patch_embed.grid_size[0], model.blocks[0].attn.num_heads)
+        blocks = model.blocks[: len(model.blocks) // 2]
+        weights = [block.attn.qkv.weight.chunk(3)[:2] for block in blocks]
+        side, heads = model.patch_embed.grid_size[0], model.blocks[0].attn.num_heads
+        start_looking_around(weights, side, heads)
 
 
 def warm_start_clip(model: nn.Module, pool: Pool) -> None:
@@ -170,5 +173,6 @@ def warm_start_clip(model: nn.Module, pool: Pool) -> None:
     start_from_patches(model.visual.conv1, pool)
     start_from_waves(model.visual.positional_embedding)
     blocks = model.visual.transformer.resblocks
+    blocks = blocks[: len(blocks) // 2]
     weights = [block.attn.in_proj_weight.chunk(3)[:2] for block in blocks]
     start_looking_around(weights, model.visual.grid_size[0], blocks[0].attn.num_heads)
