@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline_lib.report.style import LINES, MARKERS, colour, series_colour
+from pipeline_lib.report.words import method_name
 
 #: What stands for the decomposition's own result, drawn first and boldest wherever it appears.
 OWN_METHODS = ("components", "decomposition", "compalign", "ablated")
@@ -21,7 +22,7 @@ def as_percent(axes: Axes, axis: str = "x") -> None:
     """Label an axis of shares in per cent."""
     chosen = axes.xaxis if axis == "x" else axes.yaxis
     chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}\u202f%"))
-    chosen.set_major_locator(MaxNLocator(4))
+    chosen.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
 
 
 def order_methods(methods: Sequence[str]) -> list[str]:
@@ -66,7 +67,7 @@ def dot_rows(
                 markersize=11 if tick else (8 if order == 0 else 6),
                 markeredgewidth=1.6 if tick else 0,
                 color=colour("faint") if tick else series_colour(order),
-                label=name.replace("_", " "),
+                label=method_name(name),
             )
         axes.set_yticks(places, rows)
         axes.invert_yaxis()
@@ -85,7 +86,7 @@ def dot_rows(
 def _legend_above(axes: Axes, names: Sequence[str]) -> None:
     handles, found = axes.get_legend_handles_labels()
     labels = [str(label) for label in found]
-    order = [labels.index(name.replace("_", " ")) for name in names]
+    order = [labels.index(method_name(name)) for name in names]
     axes.legend(
         [handles[i] for i in order],
         [labels[i] for i in order],

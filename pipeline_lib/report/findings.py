@@ -17,11 +17,11 @@ from pipeline_lib.report.words import (
     is_absent,
     listed,
     mean,
+    method_name,
     percent,
     plural,
     points,
     scientific,
-    spaced,
 )
 
 #: Which findings open the page, where the run has them: the first three of this order.
@@ -236,7 +236,8 @@ def _segmentation(run: Run) -> Markup | None:
     baselines = wide.drop(columns="decomposition")
     wins = int((wide["decomposition"] > baselines.max(axis=1)).sum())
     named = [
-        f"{spaced(str(name))} {percent(column.mean(), 0)}" for name, column in baselines.items()
+        f"{method_name(str(name))} {percent(column.mean(), 0)}"
+        for name, column in baselines.items()
     ]
     return Markup(
         "Thresholded, the token heat maps segment the object with {} <b>{}</b> under protocol {} "

@@ -138,6 +138,26 @@ def mean(values: Sequence[float]) -> float:
     return sum(kept) / len(kept) if kept else math.nan
 
 
+_METHODS = {
+    "components": "top components",
+    "representation": "whole representation",
+    "random": "random components",
+    "clip": "reference CLIP",
+    "compalign": "CompAlign",
+    "gradcam": "GradCAM",
+    "full": "full model",
+}
+
+
+def method_name(name: str) -> str:
+    """What a method of a table is called on the page.
+
+    >>> method_name("raw_attention")
+    'raw attention'
+    """
+    return _METHODS.get(name, spaced(name))
+
+
 def spaced(name: str) -> str:
     """A name of a column or a method as words.
 

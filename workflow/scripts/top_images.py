@@ -12,7 +12,7 @@ from pipeline_lib.report.cards import top_images
 with job(snakemake):
     table = top_images(
         open_dump(store_folder(snakemake.input.dump), snakemake.input.manifest),
-        load_maps(snakemake.input.maps, snakemake.input.facts),
+        load_maps(*snakemake.input.maps),
         read_table("labels", snakemake.input.labels),
         read_table("text_features", snakemake.input.texts),
         snakemake.params.examples,

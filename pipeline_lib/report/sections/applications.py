@@ -25,7 +25,7 @@ from pipeline_lib.report.collect import APPLICATIONS, Run
 from pipeline_lib.report.findings import report_k
 from pipeline_lib.report.pictures import PictureBook
 from pipeline_lib.report.style import Panel, colour, draw_panel, series_colour
-from pipeline_lib.report.words import listed, percent, plural, spaced, whole
+from pipeline_lib.report.words import listed, method_name, percent, plural, spaced, whole
 
 TITLES = {
     "ablation": "Mean ablation",
@@ -77,6 +77,10 @@ def _dataset(run: Run, name: str) -> str:
     return str(run.config["applications"][name]["dataset"])
 
 
+def _images_of(split: str | None) -> str:
+    return "all images" if split is None else f"{split} images"
+
+
 def _present(run: Run, table: pd.DataFrame) -> list[str]:
     found = set(table["model"])
     return [name for name in run.models if name in found]
@@ -97,11 +101,11 @@ def _curves(run: Run) -> Figure:
         Caption(
             f"Accuracy{band} as layers are ablated from the input on and from the output back; "
             "dotted: all MLPs, or all attention.",
-            "The direct effect of each ablated component is replaced by its mean over the "
-            f"{settings['reference_split']} images. Classifiers: "
+            "The direct effect of each ablated component is replaced by its mean over "
+            f"{_images_of(settings['reference_split'])}. Classifiers: "
             f"{_classifiers(run, table)}.",
             f"{plural(int(table['n'].max()), 'image')} of {_dataset(run, 'ablation')} "
-            f"({settings['split']})",
+            f"({_images_of(settings['split'])})",
             "Only direct effects are removed: later components still see what earlier ones wrote.",
         ),
         panels,
@@ -260,7 +264,7 @@ def _precision_table(run: Run) -> Listing:
         Field("model", "model", number=False),
         Field("query", "by", number=False),
         Field("feature", "feature", number=False),
-        *(Field(name, spaced(name), percent) for name in methods),
+        *(Field(name, method_name(name), percent) for name in methods),
     ]
     return Listing(
         "retrieval-precision",
@@ -307,7 +311,7 @@ def _example_rows(table: pd.DataFrame, book: PictureBook, count: int) -> list[Ga
             for row in part.head(count).itertuples()
         ]
         title = f"{feature}: “{probe}”" if query == "text" else f"{feature} of this image"
-        rows.append(GalleryRow(title, pictures, spaced(str(method)), lead))
+        rows.append(GalleryRow(title, pictures, method_name(str(method)), lead))
     return rows
 
 
@@ -374,7 +378,7 @@ def _mass(run: Run) -> Figure:
             plural(len(table), "map"),
             "Few maps: see the segmentation for a measure over a whole set.",
         ),
-        [draw_panel(draw, "", 6.0, 1.0 + 0.3 * len(rows))],
+        [draw_panel(draw, "", 5.2, 1.0 + 0.3 * len(rows))],
         table,
         run.files["heatmaps"],
         columns=1,
@@ -417,7 +421,7 @@ def _segmentation_table(run: Run) -> Listing:
     fields = [
         Field("model", "model", number=False),
         Field("protocol", "protocol", number=False),
-        Field("method", "method", spaced, number=False),
+        Field("method", "method", method_name, number=False),
         Field("pixel_accuracy", "pixel accuracy", percent),
         Field("iou_object", "IoU object", percent),
         Field("iou_background", "IoU background", percent),
@@ -451,8 +455,8 @@ def _groups(run: Run) -> Figure:
             "Accuracy of each group for the full model (open) and after ablation (filled); grey: "
             f"range and mean of {plural(draws, 'draw')} of as many random components.",
             f"The {plural(k, 'component')} with the largest score for the spurious words less that "
-            f"for the core words, chosen on {settings['select_split']}, replaced by "
-            f"their means; reported on {settings['report_split']}.",
+            f"for the core words, chosen on the {settings['select_split']} images, replaced by "
+            f"their means; reported on the {settings['report_split']} images.",
             f"{plural(_group_size(table), 'image')} in the smallest group",
         ),
         panels,
@@ -527,7 +531,7 @@ def _averages(run: Run) -> Listing:
     }
     fields = [
         Field("model", "model", number=False),
-        Field("method", "method", spaced, number=False),
+        Field("method", "method", method_name, number=False),
         *(Field(name, titles[name], percent) for name in _AVERAGES if name in wide),
         Field("components", "components ablated", number=False),
     ]

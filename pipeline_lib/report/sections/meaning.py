@@ -216,7 +216,7 @@ def _roles(run: Run, found: pd.DataFrame) -> Figure:
             "A category with more texts in the pool is found more often by chance."
             + (f" Rarer roles are counted with “{NO_ROLE}”." if len(rest) > 1 else ""),
         ),
-        [draw_panel(stacked_rows(counts, "heads", NO_ROLE), "", 7.0, 1.1 + 0.3 * len(counts))],
+        [draw_panel(stacked_rows(counts, "heads", NO_ROLE), "", 5.2, 1.1 + 0.3 * len(counts))],
         found,
         run.files["labels"],
         columns=1,

@@ -16,12 +16,12 @@ from pipeline_lib.report.style import colour, draw_panel
 from pipeline_lib.report.words import (
     decimal,
     duration,
+    method_name,
     percent,
     plural,
     power_of_ten,
     scientific,
     size,
-    spaced,
     whole,
 )
 
@@ -102,7 +102,7 @@ def _exactness_figure(run: Run) -> Figure:
             "precision of the dump. The dashed line is the tolerance above which a job fails.",
             plural(int(table["n"].sum()), "decomposed image"),
         ),
-        [draw_panel(_error_rows(table), "", 7.0, height)],
+        [draw_panel(_error_rows(table), "", 5.2, height)],
         data,
         run.files["exactness"],
         columns=1,
@@ -240,7 +240,7 @@ def _map_table(run: Run) -> Listing:
     table["used"] = table["chosen"].astype(bool).map({True: "yes", False: ""})
     fields = [
         Field("model", "model", number=False),
-        Field("method", "method", spaced, number=False),
+        Field("method", "method", method_name, number=False),
         Field("used", "used later", number=False),
         Field("split", "split", number=False),
         Field("n", "images", whole),
