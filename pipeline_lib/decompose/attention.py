@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from pipeline_lib.decompose.facts import Facts, op_name
+from pipeline_lib.decompose.facts import Facts
+from pipeline_lib.decompose.operations import op_name
 from pipeline_lib.decompose.readout import Lazy, Readout, Run, Shape, TooWide
 from pipeline_lib.decompose.rules import RULES, Context, unbroadcast
 

@@ -8,13 +8,14 @@ their functional twins. Nothing here knows an architecture; which term goes wher
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
 
+from pipeline_lib.decompose.narrow import narrow
+from pipeline_lib.decompose.operations import op_name, where
 from pipeline_lib.errors import DecompositionRefused, ModelError
 
 
@@ -71,8 +72,8 @@ class Capture:
     def live_state(self) -> dict[str, Tensor]:
         """Current value of every weight the graph reads, by placeholder name."""
         found: dict[str, Tensor] = {}
-        for name, where in self.state.items():
-            found[name] = _fetch(self.module, where) if isinstance(where, str) else where
+        for name, source in self.state.items():
+            found[name] = _fetch(self.module, source) if isinstance(source, str) else source
         return found
 
 
@@ -129,6 +130,7 @@ def capture(module: nn.Module, images: Tensor) -> Capture:
     user = [node for node in graph.nodes if node.name in signature.user_inputs]
     output = _output_node(graph)
     graph.eliminate_dead_code()
+    narrow(graph)
     kept = {node.name for node in graph.nodes if node.op == "placeholder"}
     state = {name: where for name, where in state.items() if name in kept}
     parameters = tuple(name for name in signature.inputs_to_parameters if name in kept)
@@ -161,15 +163,8 @@ def _drop_effects(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _schema_name(node: fx.Node) -> str:
-    if node.target is operator.getitem:
-        return "getitem"
-    schema = getattr(node.target, "_schema", None)
-    return schema.name.removeprefix("aten::") if schema is not None else str(node.target)
-
-
 def _functional_twin(node: fx.Node) -> Callable[..., object] | None:
-    name = _schema_name(node)
+    name = op_name(node)
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
     overload = getattr(node.target, "_overloadname", "default")
     return getattr(packet, overload, None) if packet is not None else None
@@ -181,7 +176,7 @@ def _make_functional(graph: fx.Graph) -> None:
     An in-place write through a view (`x[:, 0].add_(1)`) has no twin of this kind and is refused.
     """
     for node in list(graph.nodes):
-        if node.op != "call_function" or not _schema_name(node).endswith("_"):
+        if node.op != "call_function" or not op_name(node).endswith("_"):
             continue
         schema = getattr(node.target, "_schema", None)
         if schema is None or not schema.is_mutable:
@@ -190,7 +185,7 @@ def _make_functional(graph: fx.Graph) -> None:
         written = node.args[0]
         if twin is None or not isinstance(written, fx.Node):
             raise DecompositionRefused(f"in-place operation {node.target} {where(node)}")
-        if _schema_name(written) in ("select", "slice", "getitem", "index", "narrow"):
+        if op_name(written) in ("select", "slice", "getitem", "index", "narrow"):
             raise DecompositionRefused(
                 f"in-place operation {node.target} writes through a view {where(node)}"
             )
@@ -207,24 +202,3 @@ def _after(graph: fx.Graph, node: fx.Node) -> set[fx.Node]:
             found.add(other)
         seen = seen or other is node
     return found
-
-
-def module_path(node: fx.Node) -> str:
-    """Dotted path of the innermost module that ran the node, without the wrapper's own prefix."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values()]
-    path = paths[-1] if paths else ""
-    return path.removeprefix("model.") if path != "model" else ""
-
-
-def module_classes(node: fx.Node) -> Iterator[str]:
-    """Class names of the modules around the node, outermost first."""
-    for entry in (node.meta.get("nn_module_stack") or {}).values():
-        kind = entry[1]
-        yield kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def where(node: fx.Node) -> str:
-    """Phrase that names an operation's place for messages."""
-    path = module_path(node)
-    return f"in module {path!r}" if path else "at the top of the model"

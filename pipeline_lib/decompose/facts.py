@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx
 
-from pipeline_lib.decompose.capture import Capture, _schema_name, where
+from pipeline_lib.decompose.capture import Capture
+from pipeline_lib.decompose.operations import op_name, where
 from pipeline_lib.decompose.readout import Lazy, Run, Shape
 from pipeline_lib.errors import DecompositionRefused
-
-op_name = _schema_name
 
 
 class Facts:
@@ -115,6 +113,3 @@ def _evaluate(node: fx.Node, run: Run, seen: dict[fx.Node, object]) -> object:
         raise DecompositionRefused(f"cannot evaluate {node.op} {node.target} {where(node)}")
     seen[node] = result
     return result
-
-
-SYMBOLIC = (operator.mul, operator.add, operator.sub, operator.floordiv)

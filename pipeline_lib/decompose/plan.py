@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 from torch import fx, nn
 
-from pipeline_lib.decompose.capture import Capture, Representation, capture, where
-from pipeline_lib.decompose.facts import Facts, op_name
+from pipeline_lib.decompose.capture import Capture, Representation, capture
+from pipeline_lib.decompose.facts import Facts
+from pipeline_lib.decompose.operations import op_name, where
 from pipeline_lib.decompose.readout import Run
 from pipeline_lib.decompose.rules import Constant, Context
 from pipeline_lib.decompose.walk import Leaf, Walk

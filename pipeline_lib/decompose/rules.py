@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from pipeline_lib.decompose.capture import where
-from pipeline_lib.decompose.facts import Facts, op_name
+from pipeline_lib.decompose.facts import Facts
+from pipeline_lib.decompose.operations import op_name, where
 from pipeline_lib.decompose.readout import (
     Box,
     Lazy,

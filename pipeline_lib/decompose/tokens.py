@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from pipeline_lib.decompose.attention import product, through
-from pipeline_lib.decompose.capture import where
 from pipeline_lib.decompose.contract import contract
-from pipeline_lib.decompose.facts import op_name
+from pipeline_lib.decompose.operations import op_name, where
 from pipeline_lib.decompose.plan import Plan, runner_for
 from pipeline_lib.decompose.readout import Lazy, Matrix, Readout, Run, Shape, TooWide
 from pipeline_lib.decompose.rules import RULES, pull

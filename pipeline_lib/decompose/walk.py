@@ -17,8 +17,9 @@ import torch
 from torch import fx
 
 from pipeline_lib.decompose.attention import is_product, product, through
-from pipeline_lib.decompose.capture import Capture, module_classes, module_path
-from pipeline_lib.decompose.facts import Facts, op_name
+from pipeline_lib.decompose.capture import Capture
+from pipeline_lib.decompose.facts import Facts
+from pipeline_lib.decompose.operations import module_classes, module_path, op_name
 from pipeline_lib.decompose.readout import (
     Lazy,
     Readout,
