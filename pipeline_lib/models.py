@@ -266,6 +266,7 @@ def _class_names(
 
 def _load_open_clip(id: str, name: str, pretrained: bool, kwargs: dict[str, Any]) -> VisionModel:
     import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
 
     if name.startswith("local-dir:"):
         architecture, tag = name, None
@@ -288,7 +289,7 @@ def _load_open_clip(id: str, name: str, pretrained: bool, kwargs: dict[str, Any]
         arguments["load_weights"] = False
     module = _create(id, pretrained, lambda: open_clip.create_model(architecture, **arguments))
     config = open_clip.get_model_preprocess_cfg(module)
-    transform = open_clip.image_transform_v2(open_clip.PreprocessCfg(**config), is_train=False)
+    transform = image_transform_v2(PreprocessCfg(**config), is_train=False)
     size = config["size"]
     shape = (size, size) if isinstance(size, int) else tuple(size)
     return VisionModel(id, module, transform, shape, tokenizer=_tokenizer(architecture))  # type: ignore[arg-type]
