@@ -218,6 +218,7 @@ def fit_maps(
     baselines: Sequence[Method] = (),
     settings: Settings | None = None,
     memory_bytes: int = MEMORY_BYTES,
+    device: str = "cpu",
 ) -> MapFit:
     """Maps of the chosen method, and how it and the baselines do on the same held-out images.
 
@@ -237,6 +238,8 @@ def fit_maps(
         Of the descent.
     memory_bytes
         Memory for coordinates; larger ones go to a temporary file.
+    device
+        Where the arithmetic is done; the maps come back on the CPU.
 
     Raises
     ------
@@ -253,7 +256,8 @@ def fit_maps(
     _check_targets(source, targets, heldout)
     started = time.perf_counter()
     encoded = encode(source, memory_bytes=memory_bytes)
-    problem = _Problem(encoded, unit(targets), np.flatnonzero(~heldout), np.flatnonzero(heldout))
+    aims = unit(targets).to(device)
+    problem = _Problem(encoded, aims, np.flatnonzero(~heldout), np.flatnonzero(heldout))
     reading = time.perf_counter() - started
     rows, chosen = [], None
     for name in dict.fromkeys([method, *baselines]):
@@ -264,7 +268,7 @@ def fit_maps(
         chosen = fitted if name == method else chosen
         log.info("%s: held-out cosine %.4f in %.1f s", name, rows[-1]["cosine"], seconds)
     assert chosen is not None
-    maps = Maps(method, chosen.weights(problem), chosen.bias)
+    maps = Maps(method, chosen.weights(problem), chosen.bias.cpu())
     return MapFit(maps, pd.DataFrame(rows), chosen.history)
 
 
@@ -297,17 +301,23 @@ def unit(vectors: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
 
 @dataclass(frozen=True)
 class _Problem:
-    """Coordinates and unit targets, and which images are fitted on and held out."""
+    """Coordinates and unit targets, and which images are fitted on and held out.
+
+    The targets lie on the device on which all is computed.
+    """
 
     encoded: Encoded
     targets: Float[Tensor, "n e"]
     fit: np.ndarray
     heldout: np.ndarray
 
+    def rows(self, index: np.ndarray) -> Float[Tensor, "b r"]:
+        return self.encoded.rows(index).to(self.targets.device)
+
     def chunks(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, Float[Tensor, "b r"]]]:
         for start in range(0, len(index), _CHUNK):
             part = index[start : start + _CHUNK]
-            yield part, self.encoded.rows(part)
+            yield part, self.rows(part)
 
     def images(
         self, index: np.ndarray, blocks: Float[Tensor, "r e"], bias: Float[Tensor, " e"]
@@ -323,7 +333,8 @@ class _Problem:
     def summing(self) -> Float[Tensor, "r d"]:
         """Matrix that takes coordinates to the representation."""
         bases = self.encoded.bases
-        return bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1))
+        summing = bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1))
+        return summing.to(self.targets.device)
 
 
 @dataclass(frozen=True)
@@ -337,11 +348,12 @@ class _Fitted:
     history: Sequence[float] = ()
 
     def weights(self, problem: _Problem) -> Float[Tensor, "c d e"]:
-        if self.is_shared and self.shared is not None:
-            return self.shared[None].clone()
+        shared = None if self.shared is None else self.shared.cpu()
+        if self.is_shared and shared is not None:
+            return shared[None].clone()
         bases = problem.encoded.bases
-        elsewhere = None if self.shared is None else self.shared.expand(len(bases.vectors), -1, -1)
-        return bases.expand(self.blocks, elsewhere)
+        elsewhere = None if shared is None else shared.expand(len(bases.vectors), -1, -1)
+        return bases.expand(self.blocks.cpu(), elsewhere)
 
 
 def _fitter(name: str) -> Callable[[_Problem, Settings], _Fitted]:
@@ -376,7 +388,9 @@ def _procrustes(problem: _Problem, settings: Settings) -> _Fitted:
 def _shared(problem: _Problem, settings: Settings) -> _Fitted:
     summing = problem.summing()
     summed = Encoded(
-        np.concatenate([(rows @ summing).numpy() for _, rows in problem.chunks(_all(problem))]),
+        np.concatenate(
+            [(rows @ summing).cpu().numpy() for _, rows in problem.chunks(_all(problem))]
+        ),
         problem.encoded.bases,
     )
     fitted = _ridge(replace(problem, encoded=summed), settings)
@@ -419,8 +433,8 @@ def _primal(
     problem: _Problem, mean: Float[Tensor, " r"], offset: Float[Tensor, " e"]
 ) -> Callable[[float], Float[Tensor, "r e"]]:
     width = len(mean)
-    gram = torch.zeros(width, width, dtype=torch.float64)
-    cross = torch.zeros(width, len(offset), dtype=torch.float64)
+    gram = mean.new_zeros(width, width)
+    cross = mean.new_zeros(width, len(offset))
     for index, rows in problem.chunks(problem.fit):
         centred = rows - mean.float()
         gram += centred.T @ centred
@@ -432,13 +446,12 @@ def _dual(
     problem: _Problem, mean: Float[Tensor, " r"], offset: Float[Tensor, " e"]
 ) -> Callable[[float], Float[Tensor, "r e"]]:
     images, width = len(problem.fit), len(mean)
-    gram = torch.zeros(images, images, dtype=torch.float64)
+    gram = mean.new_zeros(images, images)
     strips = [slice(start, start + 4 * _CHUNK) for start in range(0, width, 4 * _CHUNK)]
 
     def centred(columns: slice) -> Float[Tensor, "m s"]:
-        return (
-            torch.from_numpy(problem.encoded.values[problem.fit, columns]) - mean[columns].float()
-        )
+        values = torch.from_numpy(problem.encoded.values[problem.fit, columns])
+        return values.to(mean.device) - mean[columns].float()
 
     for columns in strips:
         part = centred(columns)
@@ -512,7 +525,7 @@ def _epoch(
     losses = []
     for begin in range(0, len(order), settings.batch_size):
         index = np.sort(order[begin : begin + settings.batch_size])
-        rows = problem.encoded.rows(index)
+        rows = problem.rows(index)
         loss, pull = cosine_loss(rows @ blocks + bias, problem.targets[index])
         blocks.grad, bias.grad = rows.T @ pull, pull.sum(0)
         if settings.orthogonality:
