@@ -1,7 +1,5 @@
 """Accuracy of one model on one data set while components are mean-ablated (rule ablation)."""
 
-from __future__ import annotations
-
 from _heads import read_head
 from _job import job, store_folder
 

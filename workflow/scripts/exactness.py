@@ -1,7 +1,5 @@
 """Summarises how exactly a dump sums, and its size and time (rule exactness)."""
 
-from __future__ import annotations
-
 from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_provenance, write_table

@@ -1,7 +1,5 @@
 """Token heat maps of some images by one model (rule heatmaps)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

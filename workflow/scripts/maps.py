@@ -1,7 +1,5 @@
 """Linear maps of one model to its CLIP space (rule maps)."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Finds components of different models that vary alike (rule neighbours)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from _job import job

@@ -1,7 +1,5 @@
 """Writes the page from the tables of all stages (rule report)."""
 
-from __future__ import annotations
-
 import os
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Retrieval by one property with one model on one data set (rule retrieval)."""
 
-from __future__ import annotations
-
 from _job import job, store_folder
 
 from pipeline_lib.ablation import images_of_split

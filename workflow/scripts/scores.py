@@ -1,7 +1,5 @@
 """Scores and text labels of the components of one model on one data set (rule scores)."""
 
-from __future__ import annotations
-
 from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_table, write_table

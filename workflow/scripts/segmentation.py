@@ -1,7 +1,5 @@
 """Zero-shot segmentation with one model of one data set's masks (rule segmentation)."""
 
-from __future__ import annotations
-
 from _heads import map_classifier
 from _job import job, load_run_model
 

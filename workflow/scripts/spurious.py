@@ -1,7 +1,5 @@
 """Accuracy per group without the components of a spurious cue (rule spurious)."""
 
-from __future__ import annotations
-
 from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_table, write_table

@@ -1,7 +1,5 @@
 """Embeddings of a run's texts in one CLIP space (rule texts)."""
 
-from __future__ import annotations
-
 from _job import job
 
 from pipeline_lib.artifacts import read_table, write_table

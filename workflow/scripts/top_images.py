@@ -1,7 +1,5 @@
 """Finds the images on which each component writes most along its first text (rule top_images)."""
 
-from __future__ import annotations
-
 from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_table, write_table
