@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 #: Random sets of components over which the control is averaged.
 RANDOM_DRAWS = 5
 
+#: Labels that count as near to a probe's where every image has a label of its own.
+NEIGHBOURS = 10
+
 #: Columns of the manifest that say nothing of what a picture shows.
 _MANIFEST_ONLY = frozenset({"row", "image_id", "path", "active", "sha256", "mask", "split"})
 
@@ -325,7 +328,7 @@ def by_image(
     source: ContributionSource,
     setting: SearchSetting,
     probes: Int[np.ndarray, " q"],
-    properties: Sequence[str],
+    relevant: Mapping[str, Bool[np.ndarray, "q n"]],
     clip: Float[np.ndarray, "n e"] | None = None,
     *,
     examples_per_feature: int = 1,
@@ -340,9 +343,9 @@ def by_image(
         What is searched, with which components.
     probes
         Probe images, as positions in `setting.index`; each is left out of what it retrieves.
-    properties
-        Columns of the manifest on which precision is measured: on the asked property it should be
-        high, on the others (leakage) near chance.
+    relevant
+        Property to the images that have the same value of it as each probe, from `same_values`.
+        Precision on the asked property should be high, on the others (leakage) near chance.
     clip
         The reference CLIP's embeddings of the images searched.
     examples_per_feature
@@ -352,14 +355,7 @@ def by_image(
     -------
     tuple
         Rows of tables `retrieval` and `retrieval_examples`, without model and data set.
-
-    Raises
-    ------
-    DataError
-        A property is not a column of the manifest.
     """
-    manifest = source.manifest.iloc[setting.index]
-    relevant = {name: _same_value(manifest, name, probes) for name in properties}
     sets = [*setting.sets.values(), *setting.random]
     found = image_similarity(source, setting.index, probes, sets)
     shared = {"random": list(found[len(setting.sets) :])}
@@ -442,7 +438,8 @@ def retrieve(
     Notes
     -----
     A feature is judged where the manifest has a column of its name; by image, precision is also
-    measured on the other such columns, which a query by one property should not follow.
+    measured on the other such columns, which a query by one property should not follow. Where
+    there is none, but every image has a label of its own, `label_neighbours` is measured.
     """
     features = [str(name) for name in dict.fromkeys(scores["feature"])]
     setting = SearchSetting(
@@ -454,32 +451,80 @@ def retrieve(
     )
     manifest = source.manifest.iloc[index]
     known = [n for n in features if n in manifest.columns and manifest[n].notna().any()]
-    if not known:
-        logger.warning("no feature is a column of the manifest: images are shown, not judged")
     concepts = texts[(texts["use"] == "concept") & texts["feature"].isin(features)]
     text_clip = None if clip is None else (clip[0], _same_texts(concepts, clip[1]))
     tables = [by_text(source, setting, concepts, maps, text_clip)]
     probes = choose_probes(manifest, known, queries, seed)
-    tables += [by_image(source, setting, probes, known, None if clip is None else clip[0])]
+    relevant = same_values(manifest, known, probes)
+    neighbours = None if known else label_neighbours(manifest, texts, probes)
+    if neighbours is not None:
+        relevant["label_neighbours"] = neighbours
+    if not relevant:
+        logger.warning("no feature is a column of the manifest: images are shown, not judged")
+    tables += [by_image(source, setting, probes, relevant, None if clip is None else clip[0])]
     metrics, examples = (pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))
     return metrics.reindex(columns=METRIC_COLUMNS), examples
+
+
+def same_values(
+    manifest: pd.DataFrame, properties: Sequence[str], probes: Int[np.ndarray, " q"]
+) -> dict[str, Bool[np.ndarray, "q n"]]:
+    """For each property, which images have the same value of it as each probe.
+
+    Raises
+    ------
+    DataError
+        A property is not a column of the manifest.
+    """
+    _check_properties(manifest, properties)
+    result = {}
+    for name in properties:
+        values = manifest[name].to_numpy(dtype=object)
+        result[name] = (values[probes][:, None] == values) & manifest[name].notna().to_numpy()
+    return result
+
+
+def label_neighbours(
+    manifest: pd.DataFrame, texts: pd.DataFrame, probes: Int[np.ndarray, " q"]
+) -> Bool[np.ndarray, "q n"] | None:
+    """Images whose label is among the nearest to each probe's, by the text embeddings of labels.
+
+    The truth where every image has a label of its own and no other property is known: the
+    `NEIGHBOURS` labels nearest to the probe's, out of those that occur. None where labels repeat,
+    or have no embedding.
+    """
+    classes = texts[texts["use"] == "class"].drop_duplicates("text").set_index("text")["embedding"]
+    labels = manifest["label"] if "label" in manifest.columns else pd.Series(dtype=object)
+    alone = labels.notna().all() and labels.is_unique and labels.isin(classes.index).all()
+    if not alone or len(labels) <= NEIGHBOURS + 1:
+        return None
+    vectors = unit_rows(_rows(classes.loc[labels]))
+    near = ranking(vectors[probes] @ vectors.T, NEIGHBOURS, leave_out=probes)
+    result = np.zeros((len(probes), len(labels)), dtype=bool)
+    np.put_along_axis(result, near, True, axis=1)
+    result[np.arange(len(probes)), probes] = True
+    return result
 
 
 def choose_probes(
     manifest: pd.DataFrame, properties: Sequence[str], count: int, seed: int
 ) -> Int[np.ndarray, " q"]:
     """Positions of `count` random images of a manifest that have all the properties."""
+    _check_properties(manifest, properties)
+    usable = np.flatnonzero(manifest[list(properties)].notna().all(axis=1).to_numpy())
+    if len(usable) == 0:
+        raise DataError(f"no image has a value for every property of {list(properties)}")
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(usable, size=min(count, len(usable)), replace=False))
+
+
+def _check_properties(manifest: pd.DataFrame, properties: Sequence[str]) -> None:
     unknown = [name for name in properties if name not in manifest.columns]
     if unknown:
         raise DataError(
             f"unknown property {unknown[0]!r}: the manifest has no such column; "
             f"{close_matches(unknown[0], map(str, manifest.columns))}"
         )
-    usable = np.flatnonzero(manifest[list(properties)].notna().all(axis=1).to_numpy())
-    if len(usable) == 0:
-        raise DataError(f"no image has a value for every property of {list(properties)}")
-    rng = np.random.default_rng(seed)
-    return np.sort(rng.choice(usable, size=min(count, len(usable)), replace=False))
 
 
 def _rows(embeddings: pd.Series) -> Float[np.ndarray, "t e"]:
@@ -518,18 +563,6 @@ def _has_text(
         if column is not None:
             result[row] = (manifest[column] == text).to_numpy(dtype=bool, na_value=False)
     return result
-
-
-def _same_value(
-    manifest: pd.DataFrame, name: str, probes: Int[np.ndarray, " q"]
-) -> Bool[np.ndarray, "q n"]:
-    if name not in manifest.columns:
-        raise DataError(
-            f"unknown property {name!r}: the manifest has no such column; "
-            f"{close_matches(name, map(str, manifest.columns))}"
-        )
-    values = manifest[name].to_numpy(dtype=object)
-    return (values[probes][:, None] == values[None, :]) & manifest[name].notna().to_numpy()
 
 
 def _text_members(

@@ -17,10 +17,13 @@ from pipeline_lib.retrieval import (
     by_text,
     choose_probes,
     image_similarity,
+    label_neighbours,
     precision_at,
     random_sets,
     rank_components,
     ranking,
+    retrieve,
+    same_values,
     text_similarity,
 )
 
@@ -117,7 +120,8 @@ def test_carriers_follow_the_asked_property_and_no_other(dump: ArrayDump) -> Non
     setting = make_setting(dump)
     manifest = dump.manifest.iloc[setting.index]
     probes = choose_probes(manifest, list(VALUES), 20, seed=0)
-    table, examples = by_image(dump, setting, probes, list(VALUES))
+    relevant = same_values(manifest, list(VALUES), probes)
+    table, examples = by_image(dump, setting, probes, relevant)
     for feature in VALUES:
         of = {"feature": feature, "k": 5, "query": "image"}
         assert precision(table, measured=feature, method="components", **of) > 0.95
@@ -133,7 +137,12 @@ def test_carriers_follow_the_asked_property_and_no_other(dump: ArrayDump) -> Non
 def test_chance_is_the_share_of_other_images_with_the_value(dump: ArrayDump) -> None:
     setting = make_setting(dump)
     values = dump.manifest["scene"].to_numpy()[setting.index]
-    table, _ = by_image(dump, setting, np.arange(len(values)), ["scene"])
+    table, _ = by_image(
+        dump,
+        setting,
+        np.arange(len(values)),
+        same_values(dump.manifest.iloc[setting.index], ["scene"], np.arange(len(values))),
+    )
     by_hand = np.mean(
         [np.mean(np.delete(values, i) == values[i]) for i in range(len(values))], dtype=float
     )
@@ -183,16 +192,48 @@ def test_a_feature_of_labels_is_judged_by_the_label(dump: ArrayDump) -> None:
     assert precision(table, method="components", **of) == 1.0
 
 
+def test_neighbours_of_labels_by_their_texts() -> None:
+    angles = np.linspace(0, 3, 30)
+    labels = [f"n{i}" for i in range(30)]
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    texts = pd.DataFrame({"use": "class", "text": labels, "embedding": list(vectors)})
+    manifest = pd.DataFrame({"label": labels})
+    found = label_neighbours(manifest, texts, np.array([0, 15]))
+    assert found is not None
+    assert np.flatnonzero(found[0]).tolist() == list(range(11))
+    assert np.flatnonzero(found[1]).tolist() == list(range(10, 21))
+    assert label_neighbours(pd.DataFrame({"label": ["n1", "n1"]}), texts, np.array([0])) is None
+    assert label_neighbours(pd.DataFrame({"label": ["x"]}), texts, np.array([0])) is None
+
+
+def test_everything_in_two_tables(dump: ArrayDump) -> None:
+    texts = make_texts().assign(use="concept")
+    scores = planted_scores(dump.components, CARRIERS)
+    index = np.flatnonzero(dump.manifest["split"] == "test")
+    options = {"components": 1, "ks": [1, 5], "queries": 10, "seed": 0}
+    metrics, examples = retrieve(dump, CLIP, scores, texts, index, **options)
+    assert set(metrics["query"]) == {"text", "image"}
+    assert set(metrics["method"]) == {"components", "representation", "random", "chance"}
+    assert set(examples["method"]) == {"components", "representation"}
+    again = retrieve(dump, CLIP, scores, texts, index, **options)
+    pd.testing.assert_frame_equal(metrics, again[0])
+    with pytest.raises(DataError, match=r"reference's texts lack 'circle'"):
+        retrieve(
+            dump, CLIP, scores, texts, index, **options, clip=(np.eye(len(index)), texts.iloc[1:])
+        )
+
+
 def test_batches_do_not_change_the_result(dump: ArrayDump, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = make_setting(dump)
     probes = np.arange(5)
+    relevant = same_values(dump.manifest.iloc[setting.index], list(VALUES), probes)
     whole = (
-        by_image(dump, setting, probes, list(VALUES))[0],
+        by_image(dump, setting, probes, relevant)[0],
         by_text(dump, setting, make_texts(), CLIP)[0],
     )
     monkeypatch.setattr(ablation.batches, "__defaults__", (1,))
     pieces = (
-        by_image(dump, setting, probes, list(VALUES))[0],
+        by_image(dump, setting, probes, relevant)[0],
         by_text(dump, setting, make_texts(), CLIP)[0],
     )
     for one, other in zip(whole, pieces, strict=True):
@@ -233,7 +274,7 @@ def test_unknown_properties_and_too_few_images(dump: ArrayDump) -> None:
     with pytest.raises(DataError, match=r"unknown property 'size'"):
         choose_probes(dump.manifest, ["size"], 3, seed=0)
     with pytest.raises(DataError, match=r"unknown property 'size'"):
-        by_image(dump, make_setting(dump), np.array([0]), ["size"])
+        same_values(dump.manifest, ["size"], np.array([0]))
     with pytest.raises(DataError, match="9 images are asked for, but only 3"):
         ranking(np.zeros((1, 4)), 9, leave_out=np.array([0]))
 
