@@ -130,6 +130,15 @@ def _summary(recipe: Recipe) -> str:
     raise TypeError(f"no card for a {type(recipe).__name__}")
 
 
+def _start(recipe: ContrastiveRecipe) -> str:
+    if recipe.start:
+        return (
+            f"The image tower starts from the weights of\nthe supervised model `{recipe.start}`"
+            " (as in locked-image tuning, but trained on)."
+        )
+    return "The patch embedding starts from the principal\ncomponents of patches."
+
+
 def _loading(recipe: Recipe) -> str:
     return CLIP_LOADING if isinstance(recipe, ContrastiveRecipe) else TIMM_LOADING
 
@@ -138,8 +147,8 @@ def _training(recipe: Recipe) -> str:
     if isinstance(recipe, ContrastiveRecipe):
         return (
             "Symmetric InfoNCE between pictures and captions, learned temperature; captions in\n"
-            "many wordings, of which half name all factors. Pictures are moved by some pixels and\n"
-            "relit. The patch embedding starts from the principal components of patches."
+            "many wordings. Pictures of a batch come in groups that share scene and colour; they\n"
+            f"are moved by some pixels and relit. {_start(recipe)}"
         )
     if isinstance(recipe, SelfDistillationRecipe):
         extra = (

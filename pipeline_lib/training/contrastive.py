@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipeline_lib._torchvision import ensure_torchvision
-from pipeline_lib.training.data import Pool, batches, normalise, relit, shifted
+from pipeline_lib.training.data import Pool, alike_batches, normalise, relit, shifted
 from pipeline_lib.training.optimise import fit, mixed_precision, set_seed
 from pipeline_lib.training.recipes import ContrastiveRecipe
 from pipeline_lib.training.vocabulary import VOCABULARY, load_tokenizer, write_vocabulary
-from pipeline_lib.training.warm_start import warm_start_clip
+from pipeline_lib.training.warm_start import load_weights, start_from_supervised, warm_start_clip
 from pipeline_lib.world.captions import caption
 
 LARGEST_SCALE = math.log(100.0)
@@ -71,17 +71,27 @@ def contrastive_loss(
 
 
 def train_contrastive(
-    recipe: ContrastiveRecipe, pool: Pool, folder: Path, device: torch.device
+    recipe: ContrastiveRecipe, pool: Pool, folder: Path, models: Path, device: torch.device
 ) -> tuple[nn.Module, dict[str, Any], float]:
     """Trained model of a recipe, its `model_cfg`, and the seconds it took.
 
-    The vocabulary is written into `folder`.
+    Parameters
+    ----------
+    recipe, pool, device
+        What to train, on what, and where.
+    folder
+        The vocabulary is written into it.
+    models
+        Holds the folder of the model that the image tower starts from.
     """
     rng = set_seed(recipe.seed)
     config = model_config(recipe, write_vocabulary(folder / VOCABULARY))
     tokenizer = load_tokenizer(folder, recipe.text["context_length"])
     model = build_clip(config)
-    warm_start_clip(model, pool)
+    if recipe.start:
+        start_from_supervised(model.visual, load_weights(models / recipe.start))
+    else:
+        warm_start_clip(model, pool)
     model = model.to(device).train()
 
     def loss_of(item: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -108,7 +118,10 @@ def _captioned(
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     choice = np.random.default_rng([recipe.seed, 11])
-    for numbers in batches(len(pool), recipe.batch, recipe.steps, recipe.seed):
+    steps = alike_batches(
+        pool, recipe.batch, recipe.alike, recipe.steps, recipe.seed, ("scene", "colour")
+    )
+    for numbers in steps:
         captions = [caption(pool.factors(number), choice) for number in numbers]
         _, names = np.unique(captions, return_inverse=True)
         images = relit(normalise(shifted(torch.from_numpy(pool.images[numbers]), rng)), rng)

@@ -154,3 +154,41 @@ def batches(n: int, batch: int, steps: int, seed: int) -> Iterator[np.ndarray]:
             order = np.concatenate([order, rng.permutation(n)])
         chosen, order = order[:batch], order[batch:]
         yield np.sort(chosen)
+
+
+def alike_batches(
+    pool: Pool, batch: int, group: int, steps: int, seed: int, factors: tuple[str, ...]
+) -> Iterator[np.ndarray]:
+    """Image numbers of each training step, in groups that share the values of some factors.
+
+    Parameters
+    ----------
+    pool
+        Images to draw from.
+    batch, group
+        Images of a step, and of a group; a group is smaller where the pool has fewer such images,
+        and then filled up with any images.
+    steps, seed
+        Number of batches, and seed of the draw.
+    factors
+        What the images of a group have in common.
+
+    Raises
+    ------
+    DataError
+        If a batch is larger than the pool.
+    """
+    if batch > len(pool):
+        raise DataError(f"a batch of {batch} images needs a pool at least as large: {len(pool)}")
+    rng = np.random.default_rng([seed, 13])
+    columns = [list(FACTORS).index(name) for name in factors]
+    _, kinds = np.unique(pool.codes[:, columns], axis=0, return_inverse=True)
+    members = [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
+    for _ in range(steps):
+        chosen: set[int] = set()
+        for kind in rng.permutation(len(members))[: batch // group]:
+            images = members[kind]
+            chosen.update(rng.choice(images, min(group, len(images)), replace=False).tolist())
+        rest = np.setdiff1d(np.arange(len(pool)), list(chosen))
+        filled = [*chosen, *rng.choice(rest, batch - len(chosen), replace=False).tolist()]
+        yield np.sort(np.array(filled))

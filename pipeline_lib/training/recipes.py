@@ -91,10 +91,17 @@ class ContrastiveRecipe(Recipe):
         `vision_cfg` and `text_cfg` of open_clip.
     embed_dim
         Width of the space that both towers share.
+    start
+        Name of the supervised model whose weights the image tower starts from; empty for none.
+    alike
+        Images of a batch come in groups of this size that share scene and colour, so that telling
+        them apart takes the other factors.
     """
 
     batch: int = 256
     embed_dim: int = 64
+    start: str = ""
+    alike: int = 32
     vision: Mapping[str, Any] = field(default_factory=dict)
     text: Mapping[str, Any] = field(default_factory=dict)
 
@@ -106,6 +113,7 @@ def _clip_vision(width: int, layers: int, head_width: int) -> dict[str, int]:
         "width": width,
         "layers": layers,
         "head_width": head_width,
+        "no_ln_pre": True,
     }
 
 
@@ -121,18 +129,20 @@ RECIPES: Mapping[str, Recipe] = {
         ContrastiveRecipe(
             name="clip-reference",
             embed_dim=96,
-            vision=_clip_vision(width=128, layers=4, head_width=32),
+            vision=_clip_vision(width=96, layers=6, head_width=24),
             text=_clip_text(width=96, layers=2, heads=4),
-            steps=450,
-            learning_rate=4e-3,
+            start="deit",
+            steps=220,
+            learning_rate=2.5e-3,
         ),
         ContrastiveRecipe(
             name="clip-small",
             embed_dim=64,
             vision=_clip_vision(width=96, layers=4, head_width=24),
             text=_clip_text(width=64, layers=2, heads=4),
-            steps=450,
-            learning_rate=4e-3,
+            start="deit",
+            steps=260,
+            learning_rate=2.5e-3,
         ),
         SupervisedRecipe(
             name="deit",
@@ -145,7 +155,7 @@ RECIPES: Mapping[str, Recipe] = {
             name="dino",
             architecture="vit_tiny_patch16_224",
             model_args={**_VIT, "patch_size": 16, "dynamic_img_size": True},
-            steps=500,
+            steps=350,
             batch=64,
             learning_rate=2e-3,
         ),
@@ -153,7 +163,7 @@ RECIPES: Mapping[str, Recipe] = {
             name="dinov2",
             architecture="vit_small_patch14_reg4_dinov2",
             model_args={**_VIT, "dynamic_img_size": True, "init_values": 0.5},
-            steps=400,
+            steps=180,
             batch=64,
             learning_rate=2e-3,
             masked_patches=0.3,
@@ -187,9 +197,9 @@ RECIPES: Mapping[str, Recipe] = {
                 "transformer_dim_head": 16,
                 "transformer_partition_ratio": 16,
             },
-            steps=500,
+            steps=320,
             batch=64,
-            learning_rate=3e-3,
+            learning_rate=4e-3,
         ),
     )
 }

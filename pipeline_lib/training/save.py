@@ -102,6 +102,7 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{weights_name}.part"
     save_file(_half(model.state_dict()), part, metadata={"format": "pt"})
+    part.chmod(0o644)
     part.replace(folder / weights_name)
     write_json(folder / config_name, config)
 

@@ -58,6 +58,7 @@ def train_demo_model(
     device: str = "cpu",
     workers: int = 1,
     evaluation_images: int = EVALUATION_IMAGES,
+    models: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train, save, load again with the library's own code, measure, and write the card.
 
@@ -75,6 +76,8 @@ def train_demo_model(
         Processes that render.
     evaluation_images
         Held-out images that the metrics are measured on.
+    models
+        Where the folders of models that this one starts from are; beside `folder` by default.
 
     Returns
     -------
@@ -89,7 +92,9 @@ def train_demo_model(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         part = Path(temporary) / folder.name
         part.mkdir()
-        seconds, accuracy = _train_and_measure(recipe, part, pool, held_out, target)
+        seconds, accuracy = _train_and_measure(
+            recipe, part, Path(models or folder.parent), pool, held_out, target
+        )
         metrics = _metrics(recipe, accuracy, seconds, target, len(held_out))
         write_json(part / METRICS, metrics)
         write_card(part, recipe, metrics)
@@ -99,10 +104,15 @@ def train_demo_model(
 
 
 def _train_and_measure(
-    recipe: Recipe, folder: Path, pool: Pool, held_out: Pool, device: torch.device
+    recipe: Recipe,
+    folder: Path,
+    models: Path,
+    pool: Pool,
+    held_out: Pool,
+    device: torch.device,
 ) -> tuple[float, dict[str, float]]:
     if isinstance(recipe, ContrastiveRecipe):
-        model, config, seconds = train_contrastive(recipe, pool, folder, device)
+        model, config, seconds = train_contrastive(recipe, pool, folder, models, device)
         save_open_clip(folder, model, config)
         model, tokenizer = load_open_clip(folder)
         return seconds, zero_shot_accuracy(model.to(device), tokenizer, held_out, device)

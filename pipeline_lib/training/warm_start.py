@@ -7,11 +7,15 @@ the whitened principal components of patches gives every channel unit variance f
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline_lib.errors import DataError
 from pipeline_lib.training.data import Pool, normalise
 
 IMAGES = 2000
@@ -176,3 +180,60 @@ def warm_start_clip(model: nn.Module, pool: Pool) -> None:
     blocks = blocks[: len(blocks) // 2]
     weights = [block.attn.in_proj_weight.chunk(3)[:2] for block in blocks]
     start_looking_around(weights, model.visual.grid_size[0], blocks[0].attn.num_heads)
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Weights of a shipped timm model, float32.
+
+    Raises
+    ------
+    DataError
+        If the model is not there yet.
+    """
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise DataError(f"no weights in {folder}: train the model {folder.name!r} first")
+    return {name: tensor.float() for name, tensor in load_file(path).items()}
+
+
+@torch.no_grad()
+def start_from_supervised(tower: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Start the image tower of an open_clip model from a supervised vision transformer.
+
+    A tower with more blocks keeps random weights in the last ones, with small outputs, so that
+    these start near the identity.
+
+    Parameters
+    ----------
+    tower
+        `visual` of the model, without a norm before the blocks; same width and patch size.
+    weights
+        Of a timm vision transformer with a class token.
+    """
+    tower.conv1.weight.copy_(weights["patch_embed.proj.weight"])
+    tower.class_embedding.copy_(weights["cls_token"][0, 0])
+    positions = weights["pos_embed"][0]
+    patches = tower.positional_embedding.shape[0] - 1
+    tower.positional_embedding[0] = positions[0]
+    tower.positional_embedding[1:] = positions[-patches:] + weights["patch_embed.proj.bias"]
+    tower.ln_post.load_state_dict(_layer(weights, "norm"))
+    for number, block in enumerate(tower.transformer.resblocks):
+        if f"blocks.{number}.norm1.weight" in weights:
+            _start_block(block, weights, f"blocks.{number}")
+        else:
+            block.attn.out_proj.weight.mul_(0.1)
+            block.mlp.c_proj.weight.mul_(0.1)
+
+
+def _start_block(block: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    block.attn.in_proj_weight.copy_(weights[f"{name}.attn.qkv.weight"])
+    block.attn.in_proj_bias.copy_(weights[f"{name}.attn.qkv.bias"])
+    block.attn.out_proj.load_state_dict(_layer(weights, f"{name}.attn.proj"))
+    block.ln_1.load_state_dict(_layer(weights, f"{name}.norm1"))
+    block.ln_2.load_state_dict(_layer(weights, f"{name}.norm2"))
+    block.mlp.c_fc.load_state_dict(_layer(weights, f"{name}.mlp.fc1"))
+    block.mlp.c_proj.load_state_dict(_layer(weights, f"{name}.mlp.fc2"))
+
+
+def _layer(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {part: weights[f"{name}.{part}"] for part in ("weight", "bias")}

@@ -52,7 +52,7 @@ def caption(
     factors
         One valid value for each factor.
     rng
-        Chooses the wording (half of the time one that names all factors) and its opening.
+        Chooses the wording (at times one that names all factors) and its opening.
     wording
         A key of `WORDINGS` to have that one.
 
@@ -70,7 +70,7 @@ def caption(
     """
     check_factors(factors)
     if wording is None:
-        names = FULL_WORDINGS if rng.random() < 0.5 else PARTIAL_WORDINGS
+        names = FULL_WORDINGS if rng.random() < FULL_SHARE else PARTIAL_WORDINGS
         wording = names[rng.integers(len(names))]
     if wording not in WORDINGS:
         raise DataError(f"no wording {wording!r}; {close_matches(wording, WORDINGS)}")
@@ -181,6 +181,7 @@ def _kind(f: Mapping[str, str], opening: str) -> str:
     return f"{opening} {_article(kind)} {kind} object"
 
 
+FULL_SHARE = 0.3  # of captions name every factor
 FULL_WORDINGS = ("all-flowing", "all-scene-first", "all-listed")
 WORDINGS: Mapping[str, Callable[[Mapping[str, str], str], str]] = {
     "all-flowing": _all_flowing,

@@ -5,23 +5,39 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline_lib.errors import DataError, VitAtlasError
-from pipeline_lib.training import data, optimise, vocabulary
-from pipeline_lib.training.contrastive import contrastive_loss
-from pipeline_lib.training.data import batches, load_pool, mirrored, normalise, shifted
-from pipeline_lib.training.recipes import RECIPES, Recipe, recipe_of
+from pipeline_lib.training import optimise, vocabulary
+from pipeline_lib.training.contrastive import build_clip, contrastive_loss, model_config
+from pipeline_lib.training.data import (
+    Pool,
+    alike_batches,
+    batches,
+    encode,
+    load_pool,
+    mirrored,
+    normalise,
+    shifted,
+)
+from pipeline_lib.training.recipes import RECIPES, TRAIN_SEED, Recipe, recipe_of
 from pipeline_lib.training.self_distillation import Centre, crop, follow, koleo_loss
 from pipeline_lib.training.supervised import multi_attribute_loss, task_slices
-from pipeline_lib.training.train import train_demo_model
-from pipeline_lib.training.warm_start import principal_patches, waves_of_grid
+from pipeline_lib.training.train import load_timm, train_demo_model
+from pipeline_lib.training.warm_start import (
+    load_weights,
+    principal_patches,
+    start_from_supervised,
+    waves_of_grid,
+)
 from pipeline_lib.world import FACTORS, render, sample_factors
 
 CPU = torch.device("cpu")
+MODELS = Path(__file__).parents[2] / "resources" / "models"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +55,9 @@ def test_two_trainings_of_one_seed_give_the_same_folder(name, pools, tmp_path, m
     weights = []
     for number in range(2):
         folder = tmp_path / str(number) / name
-        metrics = train_demo_model(_tiny(name), folder, pools, evaluation_images=16)
+        metrics = train_demo_model(
+            _tiny(name), folder, pools, evaluation_images=16, models=MODELS
+        )
         weights.append(next(folder.glob("*.safetensors")).read_bytes())
         assert json.loads((folder / "metrics.json").read_text()) == metrics
         assert (folder / "README.md").is_file()
@@ -48,9 +66,9 @@ def test_two_trainings_of_one_seed_give_the_same_folder(name, pools, tmp_path, m
 
 
 def test_a_pool_holds_the_images_of_the_world(pools):
-    pool = load_pool(pools, 24, data.__dict__.get("TRAIN_SEED", 101))
-    factors = sample_factors(101, 7)
-    np.testing.assert_array_equal(pool.images[7], render(factors, 101, 7).image)
+    pool = load_pool(pools, 24, TRAIN_SEED)
+    factors = sample_factors(TRAIN_SEED, 7)
+    np.testing.assert_array_equal(pool.images[7], render(factors, TRAIN_SEED, 7).image)
     assert pool.factors(7) == factors
 
 
@@ -67,6 +85,48 @@ def test_batches_show_every_image_equally_often():
     assert np.bincount(numbers, minlength=10).tolist() == [3] * 10
     with pytest.raises(DataError, match="pool at least as large"):
         next(batches(4, batch=5, steps=1, seed=0))
+
+
+def test_alike_batches_come_in_groups_of_equal_factors():
+    codes = np.array([encode(sample_factors(0, i)) for i in range(2000)], np.int8)
+    pool = Pool(images=np.zeros((2000, 1)), codes=codes)
+    for numbers in alike_batches(pool, 32, 8, steps=3, seed=0, factors=("scene", "colour")):
+        assert len(set(numbers)) == 32
+        columns = [list(FACTORS).index(name) for name in ("scene", "colour")]
+        _, counts = np.unique(codes[numbers][:, columns], axis=0, return_counts=True)
+        assert counts.tolist() == [8, 8, 8, 8]
+
+
+def test_an_image_tower_started_from_a_supervised_model_gives_its_representation(pools):
+    pool = load_pool(pools, 24, TRAIN_SEED)
+    images = normalise(torch.from_numpy(pool.images))
+    weights = load_weights(MODELS / "deit")
+    config = model_config(recipe_of("clip-small"), vocabulary=600)
+    tower = build_clip(config).visual.eval()
+    tower.proj = None
+    start_from_supervised(tower, weights)
+    deit = load_timm(MODELS / "deit")
+    plain = timm_without_distillation(deit)
+    with torch.inference_mode():
+        expected = plain(images)
+        given = tower(images)
+    assert torch.allclose(given, expected, atol=2e-2)
+
+
+def timm_without_distillation(deit):
+    """Class token of the distilled model with its distillation token taken out."""
+
+    def forward(images):
+        patches = deit.patch_embed(images) + deit.pos_embed[:, 2:]
+        first = (deit.cls_token + deit.pos_embed[:, :1]).expand(len(images), -1, -1)
+        return deit.norm(deit.blocks(torch.cat([first, patches], dim=1)))[:, 0]
+
+    return forward
+
+
+def test_a_missing_start_is_a_clear_error(tmp_path):
+    with pytest.raises(DataError, match="train the model 'deit' first"):
+        load_weights(tmp_path / "deit")
 
 
 def test_recipes_are_known_by_name():
@@ -158,7 +218,7 @@ def test_vocabulary_makes_each_known_word_one_token(tmp_path):
 
 
 def test_principal_patches_whiten_the_patches(pools):
-    pool = load_pool(pools, 24, 101)
+    pool = load_pool(pools, 24, TRAIN_SEED)
     basis = principal_patches(pool, patch=12, components=16)
     images = normalise(torch.from_numpy(pool.images))
     channels = torch.nn.functional.conv2d(images, basis, stride=12)

@@ -27,7 +27,13 @@ rule render_demo_pools:
 
 rule train_demo_model:
     input:
-        ancient("results/demo-pools/rendered"),
+        pools=ancient("results/demo-pools/rendered"),
+        # the image towers of the CLIPs start from the supervised model
+        start=lambda wildcards: (
+            ancient(f"{DEMO_MODEL_FOLDER}/deit/metrics.json")
+            if wildcards.name.startswith("clip")
+            else []
+        ),
     output:
         metrics=f"{DEMO_MODEL_FOLDER}/{{name}}/metrics.json",
         card=f"{DEMO_MODEL_FOLDER}/{{name}}/README.md",
