@@ -16,9 +16,11 @@ from pipeline_lib.training.save import CARD
 
 CARD_TEXT = """# {name}
 
-{summary} A small model of the demo world of this repository (`docs/demo-world.md`), trained from
-random weights on rendered pictures alone. It knows nothing of photographs: it is there to try the
-pipeline and to check it against known factors.
+{summary}
+
+A small model of the demo world of this repository (`docs/demo-world.md`), trained on rendered
+pictures alone. It knows nothing of photographs: it is there to try the pipeline and to check it
+against known factors.
 
 ## Load it
 
