@@ -197,7 +197,7 @@ RECIPES: Mapping[str, Recipe] = {
                 "transformer_dim_head": 16,
                 "transformer_partition_ratio": 16,
             },
-            steps=320,
+            steps=440,
             batch=64,
             learning_rate=4e-3,
         ),
