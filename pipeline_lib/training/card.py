@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from pipeline_lib.training.recipes import (
     SelfDistillationRecipe,
     SupervisedRecipe,
 )
-from pipeline_lib.training.save import CARD
+from pipeline_lib.training.save import CARD, METRICS
+from pipeline_lib.world.factors import TASK_FACTORS
 
 CARD_TEXT = """# {name}
 
@@ -102,6 +104,21 @@ def accuracy_table(accuracy: Mapping[str, float]) -> str:
     """Two-column table of accuracies in percent."""
     rows = [f"| {name} | {100 * value:.1f} % |" for name, value in accuracy.items()]
     return "\n".join(["| factor | accuracy |", "|---|---:|", *rows])
+
+
+def overview_table(models: Path) -> str:
+    """Table of what all models in a folder reached, from their `metrics.json`."""
+    head = "| model | measure | shape | colour | texture | scene | mean | images seen | minutes |"
+    lines = [head, "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for path in sorted(models.glob(f"*/{METRICS}")):
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        shown = [metrics["accuracy"][name] for name in (*TASK_FACTORS, "mean")]
+        seen = metrics["recipe"]["steps"] * metrics["recipe"]["batch"]
+        cells = [f"`{metrics['name']}`", metrics["measure"]]
+        cells += [f"{100 * value:.1f} %" for value in shown]
+        cells += [f"{seen:,}", f"{metrics['seconds'] / 60:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def bars_of(recipe: Recipe) -> dict[str, float]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline_lib.training.card import overview_table
 from pipeline_lib.training.data import Pool, encode
 from pipeline_lib.training.evaluate import (
     outputs,
@@ -94,6 +95,11 @@ def test_the_card_states_the_measured_numbers(name):
     assert f"on {metrics['evaluation_images']} held-out images" in card
     assert metrics["evaluation_images"] >= 2000
     assert metrics["evaluation_seed"] != metrics["train_seed"]
+
+
+def test_the_documentation_states_the_measured_numbers():
+    text = (MODELS.parents[1] / "docs" / "demo-world.md").read_text()
+    assert overview_table(MODELS) in text
 
 
 @pytest.mark.parametrize("name", _of_kind("ContrastiveRecipe"))
