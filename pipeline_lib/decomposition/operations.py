@@ -1,0 +1,37 @@
+"""Names of captured operations and of the modules that ran them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+
+from torch import fx
+
+
+def op_name(node: fx.Node) -> str:
+    """Name of an operation without namespace and overload, such as `layer_norm`."""
+    if node.target is operator.getitem:
+        return "getitem"
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.removeprefix("aten::") if schema is not None else str(node.target)
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path of the innermost module that ran the node, without the wrapper's own prefix."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    path = paths[-1] if paths else ""
+    return path.removeprefix("model.") if path != "model" else ""
+
+
+def module_classes(node: fx.Node) -> Iterator[str]:
+    """Class names of the modules around the node, outermost first."""
+    for entry in (node.meta.get("nn_module_stack") or {}).values():
+        kind = entry[1]
+        yield kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def where(node: fx.Node) -> str:
+    """Phrase that names an operation's place for messages."""
+    path = module_path(node)
+    return f"in module {path!r}" if path else "at the top of the model"

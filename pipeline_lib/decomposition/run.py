@@ -1,0 +1,137 @@
+"""Run: one pass of the unmodified graph, then the contraction of every recorded tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from pipeline_lib.decomposition.contract import contract, contract_ones
+from pipeline_lib.decomposition.plan import Plan
+from pipeline_lib.decomposition.readout import Lazy, Run, Shape
+from pipeline_lib.decomposition.rules import Constant
+from pipeline_lib.errors import ModelError
+
+
+def start(
+    plan: Plan,
+    images: Tensor,
+    runner: fx.GraphModule | None = None,
+    taps: list[fx.Node] | None = None,
+) -> tuple[Run, Tensor]:
+    """Run the graph on a batch; the run holds what was recorded, and `z` [n, d] is returned.
+
+    Matrices that depend on the weights only are kept until a weight changes.
+
+    Raises
+    ------
+    ModelError
+        A weight is not finite.
+    """
+    state = plan.capture.live_state()
+    versions = tuple((id(tensor), tensor._version) for tensor in state.values())
+    if plan.weights is None or versions != plan.versions:
+        _refuse_not_finite(plan, state)
+        plan.weights = Run(None, state, 1)
+        plan.versions = versions
+    run = Run(plan.weights, state, images.shape[0])
+    inputs = [
+        images if node is plan.capture.images else state[node.name]
+        for node in plan.capture.graph.nodes
+        if node.op == "placeholder"
+    ]
+    outputs = (runner or plan.runner)(*inputs)
+    run.values = dict(zip(plan.taps if taps is None else taps, outputs[1:], strict=True))
+    return run, outputs[0]
+
+
+def _refuse_not_finite(plan: Plan, state: dict[str, Tensor]) -> None:
+    parameters = set(plan.capture.parameters)
+    for name, tensor in state.items():
+        if name in parameters and not bool(torch.isfinite(tensor).all()):
+            path = str(plan.capture.state[name]).removeprefix("model.")
+            raise ModelError(
+                f"the weight {path!r} holds values that are not finite; load the weights again"
+            )
+
+
+def constant_term(run: Run, constant: Constant) -> Tensor:
+    """Contribution of a constant, [n, d]."""
+    value = run.get(constant.value) if constant.value is not None else None
+    return contract(run, value, constant.readout, before=constant.before)
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantGroup:
+    """Constants that are read by the same weights over tokens, contracted together."""
+
+    members: list[Constant]
+    stacked: Lazy
+
+
+def group_constants(constants: list[Constant]) -> tuple[list[ConstantGroup], list[Constant]]:
+    """Constants whose matrices are contracted already, by their `w`; and the others."""
+    by_weights: dict[tuple[int, Shape], list[Constant]] = {}
+    single = []
+    for constant in constants:
+        m = constant.readout.m
+        if constant.value is None and all(size == 1 for size in m.shape):
+            by_weights.setdefault((id(constant.readout.w.lazy), constant.readout.full), []).append(
+                constant
+            )
+        else:
+            single.append(constant)
+    return [ConstantGroup(group, _stacked(group)) for group in by_weights.values()], single
+
+
+def _stacked(group: list[Constant]) -> Lazy:
+    matrices = [constant.readout.m.lazy for constant in group]
+    return Lazy(
+        lambda run: torch.stack([run.get(m).flatten(1, -2).squeeze(1) for m in matrices]),
+        static=True,
+    )
+
+
+def constant_terms(plan: Plan, run: Run) -> dict[int, Tensor]:
+    """Contribution `[n, d]` of every constant of the bias component, by identity."""
+    if plan.groups is None:
+        plan.groups = group_constants(plan.constants)
+    groups, single = plan.groups
+    terms = {id(constant): constant_term(run, constant) for constant in single}
+    for group in groups:
+        parts = contract_ones(
+            run, [c.readout for c in group.members], group.stacked, group.members[0].before
+        )
+        terms.update({id(c): part for c, part in zip(group.members, parts, strict=True)})
+    return terms
+
+
+def all_contributions(plan: Plan, run: Run, representation: Tensor) -> Tensor:
+    """Contributions [n, c, d] of every component, the bias kept as a component of its own."""
+    n = representation.shape[0]
+    values = representation.new_zeros(n, len(plan.components), plan.width)
+    terms = constant_terms(plan, run)
+    if len(plan.components) and plan.components["kind"].iloc[0] == "stem":
+        for leaf in plan.stem:
+            for readout in leaf.readouts:
+                values[:, 0] += contract(run, run.values[leaf.node], readout, before=leaf.before)
+        for constant in plan.stem_constants:
+            values[:, 0] += constant_term(run, constant)
+    for leaf, (begin, stop) in zip(plan.leaves, plan.spans, strict=True):
+        for readout in leaf.readouts:
+            part = contract(run, run.values[leaf.node], readout, leaf.head_axes, before=leaf.before)
+            values[:, begin:stop] += part.reshape(n, stop - begin, plan.width)
+        for constant in leaf.constants:
+            values[:, begin] -= terms[id(constant)]
+    values[:, -1] = torch.stack(list(terms.values())).sum(0) if terms else 0
+    return values
+
+
+def relative_error(values: Tensor, representation: Tensor) -> Tensor:
+    """Relative error of the sum of contributions, per image: |sum - z| / |z|."""
+    difference = values.sum(1) - representation
+    norm = torch.linalg.vector_norm(representation, dim=-1)
+    return torch.linalg.vector_norm(difference, dim=-1) / norm.clamp_min(
+        torch.finfo(norm.dtype).tiny
+    )
