@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,13 @@ from pipeline_lib.errors import ArtifactError, DataError
 
 log = logging.getLogger(__name__)
 
-#: Singular values below this share of the largest one are rounding, not signal.
+#: Singular values below this share of the largest one are rounding, not signal; or below half the
+#: precision of the stored numbers, where that is coarser.
 RANK_TOLERANCE = 1e-5
 #: Images from which the subspace of every component is found; it is verified on all images.
 SAMPLE = 384
-#: A found basis may lose this share of a component's sum of squares; else all `d` axes are kept.
+#: A found basis may lose this share of a component's sum of squares, or the square of the stored
+#: numbers' precision; else all `d` axes are kept.
 LOST_ENERGY = 1e-10
 #: Coordinates larger than this are kept in a temporary file instead of memory.
 MEMORY_BYTES = 1 << 30
@@ -44,11 +46,14 @@ class Source:
         Called with increasing integer positions `[b]` (0 … n-1); gives contributions `[b, c, d]`.
     batch_size
         Images read at once where everything is read in order.
+    precision
+        Spacing of the stored numbers relative to their size: `numpy.finfo(dtype).eps`.
     """
 
     n: int
     read: Callable[[np.ndarray], np.ndarray | Tensor]
     batch_size: int = 256
+    precision: float = float(np.finfo(np.float32).eps)
 
     @classmethod
     def of_array(cls, contributions: np.ndarray | Tensor, batch_size: int = 256) -> Source:
@@ -58,7 +63,7 @@ class Source:
     def at(self, positions: np.ndarray) -> Source:
         """The images at `positions` [m] alone, as a source of its own."""
         positions = np.asarray(positions)
-        return Source(len(positions), lambda index: self.read(positions[index]), self.batch_size)
+        return replace(self, n=len(positions), read=lambda index: self.read(positions[index]))
 
     def take(self, index: np.ndarray) -> Float[Tensor, "b c d"]:
         """Contributions at positions `index`, as float32.
@@ -197,9 +202,8 @@ def find_bases(source: Source, *, sample: int = SAMPLE, tolerance: float = RANK_
         Contributions.
     sample
         Number of images looked at.
-    tolerance
-        Singular values below this share of the largest one count as zero.
     """
+    tolerance = max(RANK_TOLERANCE, source.precision / 2)
     index = np.unique(np.linspace(0, source.n - 1, min(sample, source.n)).astype(int))
     seen = torch.cat([source.take(part) for part in np.array_split(index, -(-len(index) // 128))])
     vectors = [_basis(seen[:, component], tolerance) for component in range(seen.shape[1])]
@@ -273,7 +277,8 @@ def _fill(values: np.ndarray, source: Source, bases: Bases) -> list[bool]:
                 total[component] += float(rows.square().sum())
                 rest = rows - coordinates[:, slices[component]] @ basis
                 lost[component] += float(rest.square().sum())
-    return [out > LOST_ENERGY * of for out, of in zip(lost, total, strict=True)]
+    allowed = max(LOST_ENERGY, source.precision**2)
+    return [out > allowed * of for out, of in zip(lost, total, strict=True)]
 
 
 def _room(n: int, width: int, memory_bytes: int, folder: str | Path | None) -> np.ndarray:

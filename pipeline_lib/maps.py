@@ -35,8 +35,9 @@ Method = Literal["compalign", "cosine", "shared", "ridge", "procrustes", "identi
 
 #: Ridge strengths tried, relative to the mean variance of a coordinate.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-#: Largest side of the matrix that closed-form ridge factorises (12,000² float64 is 1.2 GB).
-MAX_SIDE = 12_000
+#: Largest side of the matrix that ridge factorises (12,000² float64 is 1.2 GB); above it the same
+#: equations are solved by conjugate gradients, to this relative residual.
+MAX_SIDE, RESIDUAL, MAX_STEPS = 12_000, 1e-4, 200
 #: Number of the file format of saved maps.
 FORMAT = 1
 
@@ -405,26 +406,24 @@ def _ridge(problem: _Problem, settings: Settings) -> _Fitted:
     """Least squares with the strength of the ridge chosen on held-out cosine.
 
     The normal equations are summed over batches: over coordinates where these are fewer than the
-    images, else over images (the dual form, with the same solution).
+    images, else over images (the dual form, with the same solution). Where both are too many for
+    a matrix, the equations are solved by conjugate gradients.
     """
     images, width = len(problem.fit), problem.encoded.values.shape[1]
-    if min(images, width) > MAX_SIDE:
-        raise DataError(
-            f"closed-form ridge over {images} images and {width} coordinates needs a matrix of "
-            f"side {min(images, width)}, more than {MAX_SIDE}; fit on fewer images, or leave out "
-            "'ridge' in maps.method and maps.baselines ('shared' is always possible)"
-        )
-    sums = sum(rows.double().sum(0) for _, rows in problem.chunks(problem.fit))
-    mean, offset = torch.as_tensor(sums) / images, problem.targets[problem.fit].mean(0)
-    solve = _dual(problem, mean, offset) if images < width else _primal(problem, mean, offset)
+    sums = torch.stack([rows.double().sum(0) for _, rows in problem.chunks(problem.fit)]).sum(0)
+    mean, offset = sums / images, problem.targets[problem.fit].mean(0)
+    form = _iterated if min(images, width) > MAX_SIDE else _dual if images < width else _primal
+    solve = form(problem, mean, offset)
     best, cosine = None, -np.inf
-    for strength in STRENGTHS:
+    for strength in reversed(STRENGTHS):
         blocks = solve(strength)
         bias = offset - mean.float() @ blocks
         found = problem.cosine(problem.heldout, blocks, bias)
         log.debug("ridge %g: held-out cosine %.4f", strength, found)
         if found > cosine:
             best, cosine = _Fitted(blocks, bias), found
+        elif form is _iterated:
+            break
     assert best is not None
     return best
 
@@ -463,6 +462,50 @@ def _dual(
     def solve(strength: float) -> Float[Tensor, "r e"]:
         alpha = _solve(gram, wanted, strength * factor).float()
         return torch.cat([centred(columns).T @ alpha for columns in strips])
+
+    return solve
+
+
+def _iterated(
+    problem: _Problem, mean: Float[Tensor, " r"], offset: Float[Tensor, " e"]
+) -> Callable[[float], Float[Tensor, "r e"]]:
+    """Conjugate gradients on the normal equations, started from the solution before."""
+    centre = mean.float()
+
+    def normal(vectors: Float[Tensor, "r e"]) -> Float[Tensor, "r e"]:
+        """`Zᵀ Z vectors` over the centred coordinates Z of the fit."""
+        total = torch.zeros_like(vectors)
+        for _, rows in problem.chunks(problem.fit):
+            centred = rows - centre
+            total += centred.T @ (centred @ vectors)
+        return total
+
+    right = centre.new_zeros(len(mean), len(offset))
+    squares = centre.new_zeros(())
+    for index, rows in problem.chunks(problem.fit):
+        right += (rows - centre).T @ (problem.targets[index] - offset)
+        squares += (rows - centre).square().sum()
+    before = torch.zeros_like(right)
+
+    def solve(strength: float) -> Float[Tensor, "r e"]:
+        nonlocal before
+        ridge = strength * squares / len(mean)
+        found = before.clone()
+        rest = right - normal(found) - ridge * found
+        step, size = rest.clone(), rest.square().sum(0)
+        for _ in range(MAX_STEPS):
+            if (size <= RESIDUAL**2 * right.square().sum(0)).all():
+                break
+            moved = normal(step) + ridge * step
+            length = size / (step * moved).sum(0).clamp_min(1e-30)
+            found += length * step
+            rest -= length * moved
+            size, previous = rest.square().sum(0), size
+            step = rest + size / previous.clamp_min(1e-30) * step
+        else:
+            log.warning("ridge %g: not converged after %d steps", strength, MAX_STEPS)
+        before = found
+        return found
 
     return solve
 

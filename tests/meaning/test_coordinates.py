@@ -108,3 +108,14 @@ def test_nan_names_image_and_component() -> None:
     contributions[42, 1, 2] = float("nan")
     with pytest.raises(ArtifactError, match="component 1 of image 42"):
         encode(Source.of_array(contributions, batch_size=16))
+
+
+def test_components_stored_in_half_precision_are_still_low_rank() -> None:
+    exact = low_rank(600, [4, 20], width=20)
+    rounded = exact.half().float()
+    coarse = Source(600, lambda index: rounded[index], precision=float(np.finfo(np.float16).eps))
+    encoded = encode(coarse)
+    assert encoded.bases.ranks[0] < 20
+    assert encode(Source.of_array(rounded)).bases.ranks[0] == 20
+    back = encoded.values @ encoded.bases.project(torch.eye(20).expand(2, -1, -1)).numpy()
+    np.testing.assert_allclose(back, exact.sum(1), atol=0.05)

@@ -28,7 +28,8 @@ with job(snakemake) as config:
     positions = without_test(dump.manifest["split"])
     images = dump.manifest.iloc[positions]
     heldout = split_heldout(images["image_id"].tolist(), settings["heldout"], asked.seed)
-    source = Source(dump.n, dump.contributions).at(positions)
+    precision = float(np.finfo(config.contributions.dtype).eps)
+    source = Source(dump.n, dump.contributions, precision=precision).at(positions)
     if settings["method"] == "identity":
         own = torch.from_numpy(dump.representation(positions))
         fit = MapFit(identity_maps(dump.width), identity_metrics(source, own, heldout))

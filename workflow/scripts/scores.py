@@ -1,5 +1,6 @@
 """Scores and text labels of the components of one model on one data set (rule scores)."""
 
+import numpy as np
 from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_table, write_table
@@ -13,7 +14,10 @@ from pipeline_lib.textspan import label_components, label_table
 with job(snakemake) as config:
     names = {"model": snakemake.wildcards.model, "dataset": snakemake.wildcards.dataset}
     dump = open_dump(store_folder(snakemake.input.store), snakemake.input.manifest)
-    source = Source(dump.n, dump.contributions).at(without_test(dump.manifest["split"]))
+    precision = float(np.finfo(config.contributions.dtype).eps)
+    source = Source(dump.n, dump.contributions, precision=precision).at(
+        without_test(dump.manifest["split"])
+    )
     found = moments(encode(source), load_maps(*snakemake.input.maps))
     texts = read_table("text_features", snakemake.input.texts)
     facts = {"images": found.n, "texts_per_component": snakemake.params.texts_per_component}

@@ -1,0 +1,135 @@
+"""Intervals, random directions and margins of scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline_lib.coordinates import Encoded, Source, encode
+from pipeline_lib.maps import identity_maps
+from pipeline_lib.scores import Moments, moments, score_components
+from pipeline_lib.significance import (
+    add_margins,
+    add_statistics,
+    bootstrap_scores,
+    carriers,
+    p_values,
+    random_scores,
+)
+
+C, E = 4, 10
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def planted(n: int = 800, seed: int = 0) -> tuple[Encoded, Moments, dict[str, torch.Tensor]]:
+    """Component 1 carries three quarters of the feature, component 2 a quarter."""
+    axes = torch.linalg.qr(normal(E, 4, seed=99)).Q.T
+    contributions = 0.3 * normal(n, C, E, seed=seed)
+    contributions[:, 1] += 3.0 * normal(n, 2, seed=seed + 1) @ axes[:2]
+    contributions[:, 2] += 3.0**0.5 * normal(n, 2, seed=seed + 2) @ axes[:2]
+    contributions[:, 3] += 4.0 * normal(n, 2, seed=seed + 3) @ axes[2:]
+    encoded = encode(Source.of_array(contributions))
+    features = {"colour": axes[:2], "shape": axes[2:]}
+    return encoded, moments(encoded, identity_maps(E)), features
+
+
+def test_draws_without_chance_give_the_score_itself(monkeypatch) -> None:
+    encoded, found, features = planted()
+
+    class Ones:
+        def poisson(self, mean: float, shape: tuple[int, int]) -> np.ndarray:
+            return np.ones(shape)
+
+    monkeypatch.setattr("numpy.random.default_rng", lambda seed: Ones())
+    bounds = bootstrap_scores(encoded, found, features, draws=2, seed=0)
+    table = score_components(found, features)
+    for name in features:
+        score = table.loc[table["feature"] == name, "score"]
+        for end in bounds[name]:
+            np.testing.assert_allclose(end, score, atol=1e-5)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    """Over many samples of the same world the true share 0.75 is inside most intervals."""
+    inside, widths = [], []
+    for seed in range(0, 400, 10):
+        encoded, found, features = planted(n=200, seed=seed)
+        low, high = bootstrap_scores(
+            encoded, found, {"colour": features["colour"]}, draws=100, seed=seed
+        )["colour"]
+        truth = (9 + 0.09) / (9 + 3 + C * 0.09)
+        inside.append(low[1] <= truth <= high[1])
+        widths.append(high[1] - low[1])
+    assert 0.8 <= np.mean(inside) <= 1.0
+    assert 0.02 < np.mean(widths) < 0.25
+
+
+def test_more_images_narrow_the_interval() -> None:
+    widths = []
+    for n in (200, 3200):
+        encoded, found, features = planted(n=n)
+        low, high = bootstrap_scores(encoded, found, features, draws=100, seed=0)["colour"]
+        widths.append(high[1] - low[1])
+    assert widths[1] < 0.5 * widths[0]
+
+
+def test_random_subspaces_give_each_component_its_share_of_all_variance() -> None:
+    found = planted()[1]
+    random = random_scores(found, rank=2, draws=2000, seed=0)
+    np.testing.assert_allclose(random.sum(axis=1), 1.0)
+    one = score_components(found, {"one": torch.from_numpy(np.eye(E, dtype=np.float32))})
+    # The mean of ratios is not the ratio of means; they are near for a few directions.
+    np.testing.assert_allclose(random.mean(axis=0), one["score"], atol=0.12)
+
+
+def test_carriers_stand_out_from_random_directions_and_others_do_not() -> None:
+    _, found, features = planted()
+    random = random_scores(found, rank=2, draws=500, seed=1)
+    table = score_components(found, features).set_index(["feature", "component"])["score"]
+    colour = p_values(table["colour"].to_numpy(), random)
+    assert colour[1] < 0.01
+    assert colour[3] > 0.9
+    assert p_values(table["shape"].to_numpy(), random)[3] < 0.01
+
+
+def test_p_values_by_hand() -> None:
+    random = np.array([[0.1, 0.5], [0.2, 0.5], [0.3, 0.5]])
+    np.testing.assert_allclose(p_values(np.array([0.25, 0.6]), random), [0.5, 0.25])
+
+
+def test_margins_by_hand() -> None:
+    table = pd.DataFrame(
+        {
+            "feature": ["a", "a", "b", "b"],
+            "component": [0, 1, 0, 1],
+            "score": [0.9, 0.1, 0.3, 0.7],
+        }
+    )
+    assert add_margins(table)["margin"].round(6).tolist() == [0.6, -0.6, -0.6, 0.6]
+    alone = add_margins(table[table["feature"] == "a"])
+    assert alone["margin"].tolist() == [0.9, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [([0.9, 0.1], 1), ([0.5, 0.4, 0.1], 2), ([0.25] * 4, 4), ([1.0], 1), ([0.6, -0.5, 0.4], 2)],
+)
+def test_carriers_by_hand(scores: list[float], expected: int) -> None:
+    assert carriers(scores) == expected
+
+
+def test_table_gets_all_columns_and_the_same_ones_again() -> None:
+    encoded, found, features = planted()
+    table = score_components(found, features)
+    first = add_statistics(table, encoded, found, features, draws=50, seed=3)
+    assert len(first) == len(table)
+    assert (first["low"] <= first["score"] + 0.02).all()
+    assert (first["score"] <= first["high"] + 0.02).all()
+    pd.testing.assert_frame_equal(
+        first, add_statistics(table, encoded, found, features, draws=50, seed=3)
+    )
