@@ -2,7 +2,7 @@
 
 One call dumps one shard (`dump_shard`); when all shards are there one call checks that they belong
 together and describes them (`gather_dump`). How a contribution is computed is in
-`pipeline_lib.decompose`, how it is stored in `pipeline_lib.store`.
+`pipeline_lib.decomposition`, how it is stored in `pipeline_lib.store`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float32
 
 from pipeline_lib.artifacts import STORES, read_provenance, read_table, write_table
 from pipeline_lib.config import Contributions
-from pipeline_lib.decompose import Decomposition, decompose
 from pipeline_lib.device import compute_device
 from pipeline_lib.dumps import components_path, open_dump
 from pipeline_lib.errors import ArtifactError, ToleranceError
@@ -28,6 +26,9 @@ from pipeline_lib.images import image_batches
 from pipeline_lib.store import Shard, write_layout, write_shard
 
 if TYPE_CHECKING:
+    import torch
+
+    from pipeline_lib.decomposition import Decomposition
     from pipeline_lib.models import VisionModel
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,12 @@ def dump_shard(
     ArtifactError
         If the shard cannot be written.
     """
+    import torch  # here, so that the job that only gathers starts without it
+
+    from pipeline_lib.decomposition import decompose
+
     device = compute_device()
-    model.module.to(device)
+    model.to(device)
     began = time.monotonic()
     shard = Shard(rows, settings.shard_size)
     parts = None
@@ -177,6 +182,8 @@ def _decomposed(
     workers: int,
 ) -> Iterator[tuple[slice, Decomposition]]:
     """The images of a shard decomposed batch by batch, each within the tolerance."""
+    from pipeline_lib.decomposition import decompose
+
     batches = image_batches(
         [root / path for path in active["path"]],
         model.preprocess,
@@ -199,6 +206,8 @@ def _decomposed(
 
 def _arrays_of(model: VisionModel, parts: Decomposition) -> dict[str, Float32[np.ndarray, "b *_"]]:
     """The arrays of a store for one batch."""
+    import torch
+
     tensors = {
         "contributions": parts.values,
         "representation": parts.representation,

@@ -60,3 +60,8 @@ def all_dumps():
     """Every file of every dump: named as targets, so that one that was deleted is made again."""
     pairs = [(m, d) for m in CONFIG.models for d in CONFIG.contributions.datasets]
     return [path for model, dataset in pairs for path in store_inputs(model, dataset)]
+
+
+rule dumps:
+    input:
+        dumps=lambda wildcards: all_dumps(),

@@ -1,0 +1,85 @@
+"""Running and planning the workflow in tests: the real command, and dry runs in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from snakemake.api import SnakemakeApi
+from snakemake.settings.enums import RerunTrigger
+from snakemake.settings.types import (
+    ConfigSettings,
+    DAGSettings,
+    OutputSettings,
+    Quietness,
+    ResourceSettings,
+    StorageSettings,
+    WorkflowSettings,
+)
+
+ROOT = Path(__file__).parents[1]
+SNAKEFILE = ROOT / "Snakefile"
+
+#: What may run again in the default profile.
+TRIGGERS = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text("utf-8"))[
+    "rerun-triggers"
+]
+
+Jobs = Counter[tuple[str, str]]
+
+
+def write_config(folder: Path, content: dict[str, Any]) -> Path:
+    """Write a configuration whose resources are those of the project."""
+    path = folder / "config.yaml"
+    text = yaml.safe_dump(content, sort_keys=False)
+    path.write_text(text.replace("resources/", "${project}/resources/"), "utf-8")
+    return path
+
+
+def snakemake(
+    folder: Path, *targets: str, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run plain `snakemake` on `folder/config.yaml`, with `folder` as working folder."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
+    command += ["--configfile", "config.yaml", "--directory", str(folder), "--cores", "2"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(
+        [*command, *targets],
+        cwd=folder,
+        env=environment,
+        preexec_fn=before,
+        capture_output=True,
+        text=True,
+    )
+
+
+def plan(folder: Path, *targets: str, snakefile: Path = SNAKEFILE) -> Jobs:
+    """Jobs that would run now, as `(rule, wildcards)`, up to the next checkpoint."""
+    quiet = OutputSettings(dryrun=True, quiet={Quietness.ALL})
+    with contextlib.chdir(folder), SnakemakeApi(quiet) as api:
+        workflow = api.workflow(
+            resource_settings=ResourceSettings(cores=2),
+            config_settings=ConfigSettings(configfiles=[folder / "config.yaml"]),
+            storage_settings=StorageSettings(),
+            workflow_settings=WorkflowSettings(),
+            snakefile=snakefile,
+            workdir=folder,
+        )
+        triggers = frozenset(RerunTrigger.parse_choice(name) for name in TRIGGERS)
+        dag = workflow.dag(DAGSettings(targets=set(targets), rerun_triggers=triggers))
+        dag.execute_workflow(executor="dryrun")
+        jobs = workflow._workflow.dag.needrun_jobs(exclude_finished=False)
+        return Counter(
+            (job.rule.name, " ".join(map(str, job.wildcards))) for job in jobs if not job.rule.norun
+        )
+
+
+def rules_of(jobs: Iterable[tuple[str, str]]) -> set[str]:
+    return {rule for rule, _ in jobs}
