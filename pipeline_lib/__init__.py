@@ -11,16 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline_lib.decompose import Decomposition, Plan, decompose, make_plan
+    from pipeline_lib.decomposition import Decomposition, Plan, decompose, make_plan
     from pipeline_lib.models import VisionModel, load_model
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "decompose": "pipeline_lib.decompose",
-    "make_plan": "pipeline_lib.decompose",
-    "Plan": "pipeline_lib.decompose",
-    "Decomposition": "pipeline_lib.decompose",
+    "decompose": "pipeline_lib.decomposition",
+    "make_plan": "pipeline_lib.decomposition",
+    "Plan": "pipeline_lib.decomposition",
+    "Decomposition": "pipeline_lib.decomposition",
     "load_model": "pipeline_lib.models",
     "VisionModel": "pipeline_lib.models",
 }
