@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import matplotlib
 
@@ -28,8 +28,8 @@ from torch import Tensor
 from pipeline_lib.ablation import images_of_split
 from pipeline_lib.artifacts import atomic_path
 from pipeline_lib.classify import LinearClassifier, check_labels
-from pipeline_lib.decompose import decompose, plan_for
-from pipeline_lib.decompose.run import start
+from pipeline_lib.decomposition import decompose, plan_for
+from pipeline_lib.decomposition.run import start
 from pipeline_lib.errors import DataError
 from pipeline_lib.maps import Maps
 
@@ -133,6 +133,11 @@ def token_maps(
     components
         Names or numbers of the components summed; all by default.
 
+    Raises
+    ------
+    DataError
+        None of the components takes anything from patches.
+
     Notes
     -----
     Direct contributions by source token (P1, section 3.3): with the leading tokens' and constants'
@@ -140,16 +145,37 @@ def token_maps(
     """
     unique, which = np.unique(directions, axis=0, return_inverse=True)
     wanted = torch.from_numpy(np.ascontiguousarray(unique, dtype=np.float32))
+    images = _on_device_of(model, images)
     parts = decompose(model, images, per="token", components=components, directions=wanted)
+    if 0 in parts.grid:
+        shown = ", ".join(parts.components["id"].head(5))
+        raise DataError(
+            f"no token map: {shown} take nothing from the patches, as the representation is read "
+            "at other tokens only; ask for attention heads"
+        )
     summed = parts.maps().sum(dim=1)
     rows = torch.arange(len(images))
-    return summed[rows, torch.from_numpy(which.reshape(-1))].cpu().numpy()
+    return summed.cpu()[rows, torch.from_numpy(which.reshape(-1))].numpy()
+
+
+def _on_device_of(model: object, images: Tensor) -> Tensor:
+    """Images on the device of the model's first parameter."""
+    module: Any = getattr(model, "module", model)
+    return images.to(next(module.parameters()).device)
 
 
 def representations(model: object, images: Float[Tensor, "n 3 h w"]) -> Float[np.ndarray, "n d"]:
     """Representation `z` of images, by the model's own forward pass."""
+    images = _on_device_of(model, images)
     with torch.no_grad():
         return start(plan_for(model, images), images)[1].cpu().numpy()
+
+
+def patch_grid(model: object, images: Float[Tensor, "n 3 h w"]) -> tuple[int, int]:
+    """Rows and columns of the token maps of a model at the size of these images."""
+    width = representations(model, images[:1]).shape[1]
+    one = _on_device_of(model, images[:1])
+    return decompose(model, one, per="token", directions=torch.zeros(1, width)).grid
 
 
 def gradient_maps(
@@ -174,7 +200,7 @@ def gradient_maps(
     grid
         Rows and columns to average over, those of the token map it is compared with.
     """
-    pixels = images.detach().clone().requires_grad_(True)
+    pixels = _on_device_of(model, images).detach().clone().requires_grad_(True)
     with torch.enable_grad():
         z = start(plan_for(model, pixels), pixels)[1]
         wanted = torch.from_numpy(np.ascontiguousarray(directions)).to(z)
@@ -246,7 +272,7 @@ def text_token_maps(
     """
     vectors = torch.from_numpy((texts - neutral).astype(np.float32))
     found = []
-    for image in images:
+    for image in _on_device_of(model, images):
         parts = decompose(model, image[None], per="token")
         directions = maps.directions(vectors, len(parts.components))
         tokens = parts.values[0, :, parts.token_index].cpu()  # [c, t, d]

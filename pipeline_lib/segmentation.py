@@ -20,13 +20,13 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from pipeline_lib.classify import LinearClassifier
-from pipeline_lib.decompose import decompose
 from pipeline_lib.errors import DataError, close_matches
 from pipeline_lib.heatmaps import (
     HasPreprocessing,
     Span,
     gradient_maps,
     image_directions,
+    patch_grid,
     pixel_range,
     representations,
     squash,
@@ -305,6 +305,7 @@ def methods(
         times input along the same direction; `centre`: a Gaussian in the middle of the picture;
         `uniform`: nothing found anywhere.
     """
+    grids: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def directions(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b d"]:
         wanted = None if labels is None else [labels[int(i)] for i in at]
@@ -315,9 +316,10 @@ def methods(
         return token_maps(model, images, directions(images, at))
 
     def gradient(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b g h"]:
-        one = torch.zeros(1, classifier.weight.shape[1])
-        grid = decompose(model, images[:1], per="token", components=[0], directions=one).grid
-        return gradient_maps(model, images, directions(images, at), grid)
+        shape = tuple(images.shape[-2:])
+        if shape not in grids:
+            grids[shape] = patch_grid(model, images)
+        return gradient_maps(model, images, directions(images, at), grids[shape])
 
     def centre(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b h w"]:
         height, width = images.shape[-2:]

@@ -9,6 +9,7 @@ from _job import job, load_run_model
 
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.config import image_root
+from pipeline_lib.device import compute_device
 from pipeline_lib.errors import DataError
 from pipeline_lib.features import embeddings_of
 from pipeline_lib.heatmaps import (
@@ -28,7 +29,7 @@ with job(snakemake) as config:
     asked, given = config.applications.heatmaps, snakemake.input
     root = image_root(config, names["dataset"])
     manifest = read_table("manifest", given.manifest).query("active")
-    model = load_run_model(config.models[names["model"]])
+    model = load_run_model(config.models[names["model"]]).to(compute_device())
 
     needs = [name for name in ("mask",) if manifest[name].notna().any()]
     needs += ["label"] if asked.directions == "label" else []

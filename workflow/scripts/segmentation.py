@@ -5,6 +5,7 @@ from _job import job, load_run_model
 
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.config import image_root
+from pipeline_lib.device import compute_device
 from pipeline_lib.heatmaps import choose_images
 from pipeline_lib.segmentation import Pair, methods, segment
 
@@ -13,7 +14,7 @@ with job(snakemake) as config:
     asked, given = config.applications.segmentation, snakemake.input
     root = image_root(config, names["dataset"])
     manifest = read_table("manifest", given.manifest).query("active")
-    model = load_run_model(config.models[names["model"]])
+    model = load_run_model(config.models[names["model"]]).to(compute_device())
     classifier = map_classifier(model, manifest, given.store, given.manifest, given.texts)
     by_label = asked.directions == "label"
     needs = ["mask", "label"] if by_label else ["mask"]

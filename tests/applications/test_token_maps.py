@@ -1,0 +1,187 @@
+"""Token maps and baselines of a real, small model: sums, directions, geometry, batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from pipeline_lib.classify import LinearClassifier
+from pipeline_lib.decomposition import decompose
+from pipeline_lib.errors import DataError
+from pipeline_lib.heatmaps import (
+    Shown,
+    choose_images,
+    class_heatmaps,
+    draw_heatmaps,
+    gradient_maps,
+    image_directions,
+    representations,
+    text_token_maps,
+    token_maps,
+)
+from pipeline_lib.maps import Maps
+from pipeline_lib.models import VisionModel, load_model
+from pipeline_lib.segmentation import methods
+
+GRID = (2, 3)
+
+
+@pytest.fixture(scope="module")
+def model() -> VisionModel:
+    """ViT of one block on pictures that are not square: patches of 16, a grid of 2 by 3."""
+    torch.manual_seed(0)
+    return load_model(
+        "timm:vit_tiny_patch16_224", pretrained=False, img_size=(32, 48), depth=1, embed_dim=48
+    )
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(3, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def classifier(model: VisionModel) -> LinearClassifier:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(4, 48)).astype(np.float32)
+    return LinearClassifier("probe", tuple("abcd"), weight, np.zeros(4, np.float32))
+
+
+def test_each_image_gets_the_map_of_its_own_direction(
+    model: VisionModel, images: torch.Tensor, classifier: LinearClassifier
+) -> None:
+    directions, names = image_directions(classifier, np.empty((0, 0)), ["c", "a", "c"])
+    assert names == ["c", "a", "c"]
+    maps = token_maps(model, images, directions)
+    assert maps.shape == (3, *GRID)
+    parts = decompose(model, images, per="token", directions=torch.from_numpy(directions))
+    for image in range(3):
+        alone = parts.maps()[image, :, image].sum(dim=0)
+        np.testing.assert_allclose(maps[image], alone, atol=1e-5)
+
+
+def test_maps_of_all_components_sum_to_the_logit_with_what_is_no_patch(
+    model: VisionModel, images: torch.Tensor, classifier: LinearClassifier
+) -> None:
+    direction = classifier.weight[:1]
+    parts = decompose(model, images, per="token", directions=torch.from_numpy(direction))
+    rest = parts.values.sum(dim=(1, 2))[:, 0] - parts.maps().sum(dim=(1, 3, 4))[:, 0]
+    maps = token_maps(model, images, np.repeat(direction, 3, axis=0))
+    z = representations(model, images)
+    np.testing.assert_allclose(
+        maps.sum(axis=(1, 2)) + rest.numpy(), z @ direction[0], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_components_can_be_chosen(
+    model: VisionModel, images: torch.Tensor, classifier: LinearClassifier
+) -> None:
+    directions = classifier.weight[:3]
+    whole = token_maps(model, images, directions)
+    components = decompose(model, images[:1]).components
+    heads = components.loc[components["kind"] == "head", "id"]
+    pieces = [token_maps(model, images, directions, [name]) for name in heads]
+    # The representation is read at the class token: nothing else takes from the patches.
+    np.testing.assert_allclose(np.sum(pieces, axis=0), whole, atol=1e-5)
+    with pytest.raises(DataError, match=r"no token map: blocks\.0\.mlp take nothing"):
+        token_maps(model, images, directions, ["blocks.0.mlp"])
+
+
+def test_text_maps_go_through_each_component_s_map(
+    model: VisionModel, images: torch.Tensor
+) -> None:
+    count = len(decompose(model, images[:1]).components)
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(count, 48, 5, generator=generator)
+    texts = np.random.default_rng(3).normal(size=(2, 5)).astype(np.float32)
+    neutral = texts.mean(axis=0)
+    found = text_token_maps(model, images, Maps("ridge", weights, torch.zeros(5)), texts, neutral)
+    assert found.shape == (3, 2, *GRID)
+    np.testing.assert_allclose(found[:, 0], -found[:, 1], atol=1e-4)  # the two differ by sign alone
+    by_hand = np.zeros((3, *GRID))
+    heads = decompose(model, images[:1]).components.query("kind == 'head'")["component"]
+    for component in heads:
+        direction = (weights[component] @ torch.from_numpy(texts[0] - neutral)).numpy()
+        by_hand += token_maps(model, images, np.repeat(direction[None], 3, axis=0), [component])
+    np.testing.assert_allclose(found[:, 0], by_hand, atol=1e-4)
+
+
+def test_the_gradient_baseline_is_the_first_order_change_of_each_cell(
+    model: VisionModel, images: torch.Tensor, classifier: LinearClassifier
+) -> None:
+    direction = classifier.weight[:1]
+    one = images[:1]
+    cells = gradient_maps(model, one, direction, GRID)[0]
+    assert cells.shape == GRID and (cells >= 0).all()
+    # A single lit pixel: its cell holds the derivative along it times its value, over 256 pixels.
+    lit = torch.zeros_like(one)
+    lit[0, 1, 20, 40] = 1e-2
+    cell = gradient_maps(model, lit, direction, GRID)[0]
+    more, less = lit.clone(), lit.clone()
+    more[0, 1, 20, 40] += 1e-3
+    less[0, 1, 20, 40] -= 1e-3
+    z = representations(model, torch.cat([more, less])) @ direction[0]
+    slope = abs(float(z[0] - z[1])) / 2e-3
+    assert np.flatnonzero(cell.ravel() > 0).tolist() == [5]
+    assert cell[1, 2] == pytest.approx(slope * 1e-2 / 256, rel=0.05)
+
+
+def test_predicted_classes_are_the_largest_logits(
+    model: VisionModel, images: torch.Tensor, classifier: LinearClassifier
+) -> None:
+    maps, names = class_heatmaps(model, images, classifier)
+    logits = classifier.logits(representations(model, images))
+    assert [row[0] for row in names] == [classifier.classes[i] for i in logits.argmax(axis=1)]
+    assert maps.shape == (3, 1, *GRID)
+
+
+def test_methods_give_one_map_per_image_whatever_the_batch(
+    model: VisionModel, images: torch.Tensor, classifier: LinearClassifier
+) -> None:
+    for labels in (None, ["b", "d", "a"]):
+        for name, mapper in methods(model, classifier, labels).items():
+            whole = mapper(images, np.arange(3))
+            single = [mapper(images[i : i + 1], np.array([i]))[0] for i in range(3)]
+            assert len(whole) == 3
+            np.testing.assert_allclose(whole, np.stack(single), atol=1e-5, err_msg=name)
+
+
+def test_overlays_are_named_by_image_and_map(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    masks = np.zeros((2, 32, 48), bool)
+    masks[0, :16] = True
+    maps = np.zeros((2, 2, *GRID))
+    maps[:, 0, 0] = 1.0  # the upper half
+    maps[:, 1, 1] = -1.0
+    shown = Shown(
+        ["a.png", "b.png"],
+        rng.integers(0, 255, (2, 32, 48, 3), dtype=np.uint8),
+        masks,
+        maps,
+        [["x", "y"], ["x", "y"]],
+    )
+    table = draw_heatmaps(shown, tmp_path, "set")
+    files = ["set/0-0.png", "set/0-1.png", "set/1-0.png", "set/1-1.png"]
+    assert table["file"].tolist() == files
+    for file in files:
+        with Image.open(tmp_path / file) as picture:
+            assert picture.width > 100
+    first = table[table["image_id"] == "a.png"]
+    assert first["mass"].iloc[0] > 0.7 and np.isnan(first["mass"].iloc[1])
+    assert first["area"].tolist() == [0.5, 0.5]
+    assert table[table["image_id"] == "b.png"][["mass", "area"]].isna().all(axis=None)
+
+
+def test_images_are_chosen_by_seed_from_those_that_have_what_is_needed() -> None:
+    manifest = pd.DataFrame({"split": ["test"] * 8 + ["train"] * 2, "mask": [None, "m"] * 5})
+    first = choose_images(manifest, "test", ["mask"], 2, seed=0)
+    assert len(first) == 2 and first["mask"].notna().all() and (first["split"] == "test").all()
+    pd.testing.assert_frame_equal(first, choose_images(manifest, "test", ["mask"], 2, seed=0))
+    assert len(choose_images(manifest, None, ["mask"], 99, seed=0)) == 5
+    with pytest.raises(DataError, match="no column 'masks'; did you mean mask"):
+        choose_images(manifest, "test", ["masks"], 2, seed=0)
