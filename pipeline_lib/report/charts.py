@@ -78,22 +78,24 @@ def dot_rows(
         if share:
             as_percent(axes)
         if legend:
-            _legend_above(axes, names)
+            legend_above(axes, order=[method_name(name) for name in names])
 
     return draw
 
 
-def _legend_above(axes: Axes, names: Sequence[str]) -> None:
+def legend_above(axes: Axes, columns: int = 3, order: Sequence[str] | None = None) -> None:
+    """Legend in a line above the axes, where it cannot cover data; `order` names its entries."""
     handles, found = axes.get_legend_handles_labels()
     labels = [str(label) for label in found]
-    order = [labels.index(method_name(name)) for name in names]
+    places = [labels.index(name) for name in (labels if order is None else order)]
     axes.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
+        [handles[i] for i in places],
+        [labels[i] for i in places],
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=min(len(names), 3),
-        handletextpad=0.3,
+        ncols=min(len(places), columns),
+        handlelength=1.6,
+        handletextpad=0.4,
         columnspacing=1.2,
         borderaxespad=0,
         borderpad=0.2,
@@ -169,15 +171,6 @@ def stacked_rows(
         axes.set_xlabel(label)
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=min(len(counts.columns), 4),
-            handlelength=0.9,
-            handletextpad=0.4,
-            columnspacing=1.2,
-            borderaxespad=0,
-            borderpad=0.2,
-        )
+        legend_above(axes, columns=4)
 
     return draw

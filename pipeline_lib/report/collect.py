@@ -88,6 +88,11 @@ class Run:
         """Models of the run, in the order of the configuration."""
         return list(self.config["models"])
 
+    def models_in(self, table: pd.DataFrame) -> list[str]:
+        """Models of the run that a table has rows of, in the order of the configuration."""
+        found = set(table["model"])
+        return [name for name in self.models if name in found]
+
     @property
     def datasets(self) -> list[str]:
         """Data sets of the run, in the order of the configuration."""

@@ -158,6 +158,15 @@ def method_name(name: str) -> str:
     return _METHODS.get(name, spaced(name))
 
 
+def images_of(split: str | None) -> str:
+    """The images of a split, or all where none is named.
+
+    >>> images_of("val")
+    'val images'
+    """
+    return "all images" if split is None else f"{split} images"
+
+
 def spaced(name: str) -> str:
     """A name of a column or a method as words.
 

@@ -1,0 +1,150 @@
+"""Mean ablation: curves over layers, and the components that matter most alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from pipeline_lib.report.blocks import (
+    Block,
+    Caption,
+    Component,
+    Field,
+    Figure,
+    Listing,
+)
+from pipeline_lib.report.charts import as_percent, legend_above
+from pipeline_lib.report.collect import Run
+from pipeline_lib.report.style import LINES, Panel, colour, draw_panel, series_colour
+from pipeline_lib.report.words import images_of, listed, percent, plural, spaced
+
+#: Rows of singly ablated components that the page lists for each model.
+TOP_SINGLE = 5
+_Side = Literal["left", "right"]
+_CURVES = {"from_input": "from the input", "from_output": "from the output"}
+_LEVELS: dict[str, tuple[str, _Side]] = {
+    "all_mlp": ("all MLPs", "right"),
+    "all_attention": ("all attention", "left"),
+}
+
+
+def ablation_blocks(run: Run) -> list[Block]:
+    """Curves, and the components whose ablation costs most."""
+    return [_curves(run), _single(run)]
+
+
+def _curves(run: Run) -> Figure:
+    table = run["ablation"]
+    panels = [_curve_panel(table[table["model"] == name], name) for name in run.models_in(table)]
+    targets = [str(name) for name in dict.fromkeys(table["target"])]
+    settings = run.config["applications"]["ablation"]
+    band = f" averaged over {listed(targets)}, with their range" if len(targets) > 1 else ""
+    return Figure(
+        "ablation",
+        "Accuracy while layers are ablated",
+        Caption(
+            f"Accuracy{band} as layers are ablated from the input on and from the output back; "
+            "dotted: all MLPs, or all attention.",
+            "The direct effect of each ablated component is replaced by its mean over "
+            f"{images_of(settings['reference_split'])}. Classifiers: "
+            f"{_classifiers(run, table)}.",
+            f"{plural(int(table['n'].max()), 'image')} of {settings['dataset']} "
+            f"({images_of(settings['split'])})",
+            "Only direct effects are removed: later components still see what earlier ones wrote.",
+        ),
+        panels,
+        table[table["curve"] != "single"],
+        run.files["ablation"],
+    )
+
+
+def _classifiers(run: Run, table: pd.DataFrame) -> str:
+    used = table.groupby("classifier", sort=False)["model"].unique()
+    words = {"own": "the model’s own", "zero_shot": "zero-shot by text", "probe": "a linear probe"}
+    return "; ".join(
+        f"{words.get(str(k), spaced(str(k)))} ({', '.join(v)})" for k, v in used.items()
+    )
+
+
+def _curve_panel(part: pd.DataFrame, model: str) -> Panel:
+    def draw(axes: Axes) -> None:
+        for place, (curve, words) in enumerate(_CURVES.items()):
+            _draw_curve(axes, part[part["curve"] == curve], words, place)
+        for curve, (words, side) in _LEVELS.items():
+            _draw_level(axes, part.loc[part["curve"] == curve, "accuracy"], words, side)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("layers ablated")
+        as_percent(axes, "x")
+        as_percent(axes, "y")
+        axes.grid(axis="y")
+        legend_above(axes, columns=2)
+
+    return draw_panel(draw, model, 3.0, 2.6)
+
+
+def _draw_curve(axes: Axes, steps: pd.DataFrame, words: str, place: int) -> None:
+    """Mean over the targets as a line, their range as a band."""
+    if steps.empty:
+        return
+    found = steps.groupby("step")["accuracy"].agg(["mean", "min", "max"])
+    share = found.index / max(1, found.index.max())
+    shade = series_colour(place)
+    axes.fill_between(share, found["min"], found["max"], color=shade, alpha=0.15, linewidth=0)
+    axes.plot(share, found["mean"], color=shade, linestyle=LINES[place], label=words)
+
+
+def _draw_level(axes: Axes, accuracy: pd.Series, words: str, side: _Side) -> None:
+    if accuracy.empty:
+        return
+    axes.axhline(accuracy.mean(), color=colour("muted"), linestyle=(0, (1, 1.6)), linewidth=1.1)
+    axes.annotate(
+        words,
+        (0.01 if side == "left" else 0.99, accuracy.mean()),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha=side,
+        va="bottom",
+        fontsize=7.5,
+        color=colour("muted"),
+    )
+
+
+def _single(run: Run) -> Listing:
+    table = run["ablation"]
+    full = table[table["curve"] == "none"].groupby(["model", "target"])["accuracy"].mean()
+    single = table[table["curve"] == "single"].copy()
+    single["full"] = [full.get((row.model, row.target), np.nan) for row in single.itertuples()]
+    single["loss"] = single["full"] - single["accuracy"]
+    top = (
+        single.sort_values("loss", ascending=False, kind="stable").groupby("model").head(TOP_SINGLE)
+    )
+    order = {name: place for place, name in enumerate(run.models)}
+    top = top.sort_values("model", key=lambda names: names.map(order), kind="stable")
+    top["component"] = [Component(row.model, row.ablated) for row in top.itertuples()]
+    fields = [
+        Field("model", "model", number=False),
+        Field("target", "task", number=False),
+        Field("component", "component", number=False),
+        Field("full", "full model", percent),
+        Field("accuracy", "without it", percent),
+        Field("loss", "lost", percent),
+    ]
+    return Listing(
+        "single-ablation",
+        "Components whose ablation costs most",
+        Caption(
+            f"The {TOP_SINGLE} components of each model that cost most accuracy when each alone is "
+            "replaced by its mean.",
+            "Ranked on the images on which the accuracy is reported.",
+            plural(int(table["n"].max()), "image"),
+            "The highest of many losses is partly luck; small differences mean little.",
+        ),
+        fields,
+        top,
+        run.files["ablation"],
+        empty="No component was ablated alone.",
+    )

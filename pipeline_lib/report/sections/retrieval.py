@@ -1,0 +1,129 @@
+"""Retrieval by one property: precision, leakage to other properties, and images found."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pipeline_lib.report.blocks import (
+    Block,
+    Caption,
+    Field,
+    Figure,
+    Gallery,
+    GalleryRow,
+    Listing,
+    Picture,
+)
+from pipeline_lib.report.charts import dot_rows
+from pipeline_lib.report.collect import Run
+from pipeline_lib.report.findings import report_k
+from pipeline_lib.report.pictures import PictureBook
+from pipeline_lib.report.style import draw_panel
+from pipeline_lib.report.words import method_name, percent, plural
+
+
+def retrieval_blocks(run: Run, book: PictureBook) -> list[Block]:
+    """Precision, its table, and examples where there are any."""
+    blocks: list[Block] = [_precision(run), _precision_table(run)]
+    if len(run["retrieval_examples"]):
+        blocks.append(_examples(run, book))
+    return blocks
+
+
+def _precision(run: Run) -> Figure:
+    table = run["retrieval"]
+    k = report_k(table)
+    at_k = table[table["k"] == k]
+    panels = []
+    for query in [name for name in ("text", "image") if (at_k["query"] == name).any()]:
+        for asked in (True, False):
+            part = at_k[(at_k["query"] == query) & ((at_k["feature"] == at_k["measured"]) == asked)]
+            if part.empty:
+                continue
+            wide = part.pivot_table(index="model", columns="method", values="precision", sort=False)
+            wide = wide.reindex([name for name in run.models if name in wide.index])
+            series = {str(name): wide[name].tolist() for name in wide}
+            title = f"by {query}: " + ("the asked property" if asked else "other properties")
+            rows = [str(name) for name in wide.index]
+            draw = dot_rows(rows, series, f"precision at {k}", limits=(0.0, 1.0))
+            panels.append(draw_panel(draw, title, 4.3, 1.4 + 0.3 * len(rows)))
+    return Figure(
+        "retrieval",
+        "Precision on the asked property, and on the others",
+        Caption(
+            f"Share of the first {k} images that have the property asked for (higher is better), "
+            "and that share another property of the query (nearer to chance is better).",
+            "By text: mapped contributions of a feature’s top components against the text. By "
+            "image: their unmapped contributions against the probe’s. Averaged over the features.",
+            f"{plural(int(table['n'].max()), 'image')} of "
+            f"{run.config['applications']['retrieval']['dataset']}, "
+            f"{plural(int(table['queries'].max()), 'query', 'queries')} for each feature",
+        ),
+        panels,
+        at_k,
+        run.files["retrieval"],
+        columns=2,
+    )
+
+
+def _precision_table(run: Run) -> Listing:
+    table = run["retrieval"]
+    k = report_k(table)
+    part = table[(table["feature"] == table["measured"]) & (table["k"] == k)]
+    wide = part.pivot_table(
+        index=["model", "query", "feature"], columns="method", values="precision", sort=False
+    ).reset_index()
+    methods = [str(name) for name in wide.columns if name not in ("model", "query", "feature")]
+    fields = [
+        Field("model", "model", number=False),
+        Field("query", "by", number=False),
+        Field("feature", "feature", number=False),
+        *(Field(name, method_name(name), percent) for name in methods),
+    ]
+    return Listing(
+        "retrieval-precision",
+        f"Precision at {k} by feature",
+        None,
+        fields,
+        wide,
+        run.files["retrieval"],
+    )
+
+
+def _examples(run: Run, book: PictureBook) -> Gallery:
+    table = run["retrieval_examples"].sort_values("rank", kind="stable")
+    count = int(run.config["report"]["examples"])
+    tabs = {name: _example_rows(table[table["model"] == name], book, count)
+            for name in run.models_in(table)}  # fmt: skip
+    return Gallery(
+        "retrieval-examples",
+        "Images found",
+        Caption(
+            "The first images for one query of each feature, best first: ✓ has the asked property, "
+            "✗ has not.",
+            "Ranked over all images of the set; a probe image is left out of its own result.",
+            plural(len(table), "retrieved image"),
+        ),
+        tabs,
+        run.files["retrieval_examples"],
+    )
+
+
+def _example_rows(table: pd.DataFrame, book: PictureBook, count: int) -> list[GalleryRow]:
+    rows = []
+    for (query, feature, probe, method), part in table.groupby(
+        ["query", "feature", "probe", "method"], sort=False
+    ):
+        dataset = str(part["dataset"].iloc[0])
+        lead = Picture(book.image(dataset, str(probe)), "probe") if query == "image" else None
+        pictures = [
+            Picture(
+                book.image(dataset, row.image_id),
+                "",
+                None if pd.isna(row.correct) else bool(row.correct),
+            )
+            for row in part.head(count).itertuples()
+        ]
+        title = f"{feature}: “{probe}”" if query == "text" else f"{feature} of this image"
+        rows.append(GalleryRow(title, pictures, method_name(str(method)), lead))
+    return rows
