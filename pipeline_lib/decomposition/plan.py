@@ -68,8 +68,7 @@ def make_plan(model: nn.Module, images: torch.Tensor) -> Plan:
     """
     representation = Representation(model).eval()
     captured = capture(representation, images)
-    walk = Walk(captured, captured.output)
-    walk.run()
+    walk = _walked(captured, captured.output)
     names = {
         "pre_logits": "pre-logits feature of the library",
         "image_embedding": "projected image embedding, unnormalised",
@@ -79,8 +78,7 @@ def make_plan(model: nn.Module, images: torch.Tensor) -> Plan:
     blocked = _blocking(walk)
     if blocked is not None:
         output, phrase = _pooled_stream(captured, walk, blocked)
-        walk = Walk(captured, output)
-        walk.run()
+        walk = _walked(captured, output)
         readout = f"{phrase} before {op_name(blocked)} {where(blocked)}"
         still = _blocking(walk)
         if still is not None:
@@ -90,6 +88,23 @@ def make_plan(model: nn.Module, images: torch.Tensor) -> Plan:
                 "a representation before that operation."
             )
     return _assemble(captured, walk, readout)
+
+
+def _walked(captured: Capture, output: fx.Node) -> Walk:
+    """A walk from an output; repeated while attention is found that pools a stream of its own.
+
+    The first walk passes no attention, so that every product that reads a hidden stream shows.
+    """
+    first = Walk(captured, output, pass_through=False)
+    first.run()
+    pools = frozenset(first.hidden_pools())
+    while True:
+        walk = Walk(captured, output, pools)
+        walk.run()
+        more = walk.hidden_pools()
+        if not more:
+            return walk
+        pools |= more
 
 
 def _blocking(walk: Walk) -> fx.Node | None:

@@ -102,7 +102,17 @@ class Barrier:
 class Walk:
     """One walk from an output node back to the image."""
 
-    def __init__(self, capture: Capture, output: fx.Node) -> None:
+    def __init__(
+        self,
+        capture: Capture,
+        output: fx.Node,
+        pools: frozenset[fx.Node] = frozenset(),
+        *,
+        pass_through: bool = True,
+    ) -> None:
+        self.pools = pools
+        self.pass_through = pass_through
+        self.visited: set[fx.Node] = set()
         self.capture = capture
         self.facts = Facts(capture)
         self.context = Context(self.facts, {}, MOST_PRODUCTS)
@@ -171,6 +181,7 @@ class Walk:
         for node in reversed(self.facts.nodes):
             readouts = self.pending.pop(node, None)
             if readouts:
+                self.visited.add(node)
                 self._visit(node, merge(readouts))
 
     def _push(self, node: fx.Node, readouts: list[Readout]) -> None:
@@ -194,6 +205,9 @@ class Walk:
                 return
         if is_product(self.facts, node):
             found = product(self.facts, node)
+            if found is not None and not self.pass_through:
+                self._leaf(node, readouts, "head", [], [node]).product = node
+                return
             if found is not None:
                 self._note(node, "frozen", "attention pooling")
                 self._push(found.values, [through(self.context, found, r) for r in readouts])
@@ -239,11 +253,11 @@ class Walk:
         elif self.facts.is_ancestor(one, two):
             self._note(node, "residual", "")
             self._push(one, first)
-            self._branch(two, second, self.facts.upstream(one), one)
+            self._branch(two, second, self.facts.upstream(one))
         elif self.facts.is_ancestor(two, one):
             self._note(node, "residual", "")
             self._push(two, second)
-            self._branch(one, first, self.facts.upstream(two), two)
+            self._branch(one, first, self.facts.upstream(two))
         else:
             self._note(node, "sum", "")
             common = self.facts.upstream(one) & self.facts.upstream(two)
@@ -328,9 +342,8 @@ class Walk:
         top: fx.Node,
         readouts: list[Readout],
         boundary: int,
-        stream: fx.Node | None = None,
     ) -> None:
-        """Register the components of the branch that ends in `top` and leaves from `stream`."""
+        """Register the components of the branch that ends in `top`."""
         node, current, constants = top, readouts, []
         chain: list[fx.Node] = []
         while True:
@@ -347,14 +360,14 @@ class Walk:
                     return
                 self._keep(constants)
                 for operand, mine in self._operands(node, current):
-                    self._branch(operand, mine, boundary, stream)
+                    self._branch(operand, mine, boundary)
                 return
             if name in JOINS and self._data_operand(node) is None:
-                if not self._join(node, current, constants, boundary, stream):
+                if not self._join(node, current, constants, boundary):
                     break
                 return
             if is_product(self.facts, node):
-                if self._pools(node, boundary, stream):
+                if node in self.pools:
                     self._keep(constants)
                     self._push(node, current)
                 else:
@@ -397,7 +410,6 @@ class Walk:
         readouts: list[Readout],
         constants: list[Constant],
         boundary: int,
-        stream: fx.Node | None,
     ) -> bool:
         """Follow the operands of a concatenation as branches of their own, where all can be."""
         ends = [self._probe(arg, boundary) for arg in node.args[0] if self.facts.depends(arg)]  # type: ignore[union-attr,arg-type]
@@ -410,25 +422,25 @@ class Walk:
         self._keep(constants + [c for result in pulled for c in result.constants])
         for result in pulled:
             for operand, readout in result.inputs:
-                self._branch(operand, [readout], boundary, stream)
+                self._branch(operand, [readout], boundary)
         return True
 
-    def _pools(self, node: fx.Node, boundary: int, stream: fx.Node | None) -> bool:
-        """Whether an attention product pools another stream than the one it is added to.
+    def hidden_pools(self) -> set[fx.Node]:
+        """Attention products that alone read a residual stream this walk never came to.
 
         Class attention and attention pooling read tokens whose components have no other way to the
-        representation; they are passed through with their weights frozen. Self-attention reads the
-        stream that its result is added to, and is a component.
+        representation; such products are to be passed through with their weights frozen, not cut
+        into heads. Self-attention reads the stream that its result is added to.
         """
-        found = product(self.facts, node)
-        if found is None:
-            return False
-        home = None if stream is None else self._root(stream)
-        return any(
-            self.has_residual(entry) and self._root(entry) is not home
-            for entry in self._entries(found.values, boundary)
-            if home is not None or not self.facts.within(entry, boundary)
-        )
+        found = set()
+        for leaf in self.leaves:
+            attended = product(self.facts, leaf.product) if leaf.product is not None else None
+            if attended is not None and any(
+                self.has_residual(entry) and entry not in self.visited
+                for entry in self._entries(attended.values)
+            ):
+                found.add(attended.node)
+        return found - self.pools
 
     def _root(self, node: fx.Node) -> fx.Node:
         """The tensor that a chain of reshapes, permutations and copies started from."""
@@ -440,21 +452,16 @@ class Walk:
             node = node.args[0]  # type: ignore[assignment]
         return node
 
-    def _entries(self, node: fx.Node, boundary: int) -> list[fx.Node]:
-        """Where linear paths back from a node enter the boundary, or meet another residual sum."""
-        if self.facts.within(node, boundary) or self.facts.within(node, self._residuals):
+    def _entries(self, node: fx.Node) -> list[fx.Node]:
+        """The residual sums from which linear paths lead to a node."""
+        if self.facts.within(node, self._residuals):
             return [node]
-        name = op_name(node)
         following = self._data_operand(node)
         if following is not None:
-            return self._entries(following, boundary)
-        if name in JOINS or name in SUMS:
-            operands = node.args[0] if name in JOINS else node.args[:2]
-            found = []
-            for operand in operands:  # type: ignore[union-attr]
-                if self.facts.depends(operand):
-                    found += self._entries(operand, boundary)  # type: ignore[arg-type]
-            return found
+            return self._entries(following)
+        if op_name(node) in JOINS:
+            joined = [arg for arg in node.args[0] if self.facts.depends(arg)]  # type: ignore[union-attr]
+            return [entry for operand in joined for entry in self._entries(operand)]  # type: ignore[arg-type]
         return []
 
     def _splits_heads(self, node: fx.Node, readouts: list[Readout], following: fx.Node) -> bool:
