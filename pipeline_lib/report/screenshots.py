@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.artifacts import atomic_path
-from pipeline_lib.errors import DataError, VitAtlasError
+from pipeline_lib.errors import DataError, VitAtlasError, close_matches
 
 logger = logging.getLogger(__name__)
 
+#: CSS pixels around a block.
+MARGIN = 20
 #: Flags of a browser that stays offline, keeps nothing and needs no display.
 FLAGS = (
     "--headless",
@@ -102,14 +104,30 @@ def section_names(driver: Any) -> list[str]:
     return list(driver.execute_script(script))
 
 
+def block_names(driver: Any) -> list[str]:
+    """Ids of the figures, tables and galleries of the page that is open: `block-…`."""
+    script = "return [...document.querySelectorAll('main .block')].map(b => b.id)"
+    return list(driver.execute_script(script))
+
+
 def take(driver: Any, element: str, path: Path, scale: float = 1.0, most: int = 6000) -> None:
-    """Write a picture of the element with this id as PNG, at most `most` pixels high."""
+    """Write a picture of the element with this id as PNG, at most `most` pixels high.
+
+    A section is taken over the width of the page, a block (`block-…`) with a margin around it.
+    """
     script = (
         "const b = document.getElementById(arguments[0]).getBoundingClientRect();"
-        "return [scrollX, b.top + scrollY, document.documentElement.clientWidth, b.height]"
+        "return [b.left, b.top + scrollY, b.width, b.height, document.documentElement.clientWidth]"
     )
-    x, y, width, height = driver.execute_script(script, element)
-    clip = {"x": x, "y": y, "width": width, "height": min(height, most), "scale": scale}
+    left, top, width, height, page = driver.execute_script(script, element)
+    margin = 0
+    if element.startswith("block-"):
+        margin = MARGIN
+        left, page = max(0, left - margin), min(page - left + margin, width + 2 * margin)
+    else:
+        left = 0
+    clip = {"x": left, "y": max(0, top - margin), "width": page, "scale": scale}
+    clip["height"] = min(height + 2 * margin, most)
     shot = {"format": "png", "clip": clip, "captureBeyondViewport": True}
     data = base64.b64decode(driver.execute_cdp_cmd("Page.captureScreenshot", shot)["data"])
     with atomic_path(path) as beside:
@@ -125,7 +143,7 @@ def take_sections(
     width: int = 1280,
     scale: float = 1.0,
 ) -> list[Path]:
-    """Pictures `{section}-{theme}-{width}.png` of the sections of a page, all if none is named.
+    """Pictures `{section}-{theme}-{width}.png` of sections (or blocks) of a page, by default all.
 
     Raises
     ------
@@ -138,10 +156,11 @@ def take_sections(
     with open_browser(width, 900, theme) as driver:
         driver.get(page.as_uri())
         present = section_names(driver)
-        unknown = [name for name in sections if name not in present]
+        known = [*present, *block_names(driver)]
+        unknown = [name for name in sections if name not in known]
         if unknown:
             raise DataError(
-                f"{page} has no section {unknown[0]!r}; its sections are {', '.join(present)}"
+                f"{page} has no section {unknown[0]!r}; {close_matches(unknown[0], known)}"
             )
         _settle(driver)
         paths = []
@@ -170,7 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("page", type=Path, help="results/RUN/report/index.html")
     parser.add_argument("folder", type=Path, help="where the PNG files go")
-    parser.add_argument("--sections", nargs="*", default=[], help="ids of sections; default: all")
+    parser.add_argument(
+        "--sections", nargs="*", default=[], help="ids of sections or blocks; default: all sections"
+    )
     parser.add_argument("--theme", choices=("light", "dark"), default="light")
     parser.add_argument("--width", type=int, default=1280, help="CSS pixels (default: 1280)")
     parser.add_argument("--scale", type=float, default=1.0, help="device pixels per CSS pixel")
