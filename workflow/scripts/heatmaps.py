@@ -40,7 +40,7 @@ with job(snakemake) as config:
             f"have {' and '.join(needs) or 'the split'}; ask for fewer, or set split: null"
         )
     pairs = [
-        Pair(root / row.path, root / row.mask if row.mask else None, row.sha256)
+        Pair(root / row.path, root / row.mask if isinstance(row.mask, str) else None, row.sha256)
         for row in rows.itertuples()
     ]
     span = pixel_range(model.preprocess, model.input_size)
