@@ -1,4 +1,4 @@
-"""Embeddings in CLIP space: of images, and of the texts a run speaks in.
+"""Embeddings in CLIP space of the texts a run speaks in (those of images: `image_features`).
 
 Concepts and class names are averaged over prompt templates; texts of the pool are taken as they
 stand. Where only text embeddings are at hand, texts are looked up by name instead of encoded.
@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -28,34 +27,6 @@ Encoder = Callable[[Sequence[str]], Float[Tensor, "k e"]]
 NAMED_TEMPLATES = ("openai_imagenet", "simple_imagenet")
 
 _WNID = re.compile(r"n\d{8}")
-
-
-class ImageEncoder(Protocol):
-    """What `embed_images` needs of a model: `models.VisionModel` has it."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def encode_image(self, images: Tensor) -> Tensor: ...
-
-
-def embed_images(
-    model: ImageEncoder, batches: Iterable[Float[Tensor, "b 3 h w"]]
-) -> Float[np.ndarray, "n e"]:
-    """Unit image embeddings of preprocessed images, given in batches.
-
-    Raises
-    ------
-    DataError
-        There is no batch, or an embedding is not finite.
-    """
-    found = [model.encode_image(images.to(model.device)).float().cpu() for images in batches]
-    if not found:
-        raise DataError("there are no images to embed")
-    embeddings = torch.nn.functional.normalize(torch.cat(found), dim=-1)
-    if not torch.isfinite(embeddings).all():
-        raise DataError("the reference gives embeddings that are not finite; check its weights")
-    return embeddings.numpy()
 
 
 # Templates

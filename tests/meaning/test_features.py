@@ -1,4 +1,4 @@
-"""Text and image embeddings: averaging, templates, references of texts only."""
+"""Text embeddings: averaging, templates, references of texts only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pipeline_lib.features import (
     Templates,
     class_phrases,
     concept_embeddings,
-    embed_images,
     embeddings_of,
     encode_prompts,
     label_targets,
@@ -117,22 +116,6 @@ def test_targets_of_labels() -> None:
     with pytest.raises(DataError, match="1 images have no label") as caught:
         label_targets(table, pd.DataFrame({"label": ["dog", None, "cow"]}))
     assert "'cow' has no text embedding" in str(caught.value)
-
-
-def test_images_are_embedded_in_batches() -> None:
-    class Model:
-        device = torch.device("cpu")
-
-        def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-            return images.flatten(1)[:, :5] * 3
-
-    images = torch.randn(7, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    got = embed_images(Model(), images.split(3))
-    np.testing.assert_allclose(got, unit(images.flatten(1)[:, :5]), rtol=1e-5)
-    with pytest.raises(DataError, match="no images"):
-        embed_images(Model(), [])
-    with pytest.raises(DataError, match="not finite"):
-        embed_images(Model(), [images * np.nan])
 
 
 def test_imagenet_ids_are_encoded_by_their_first_lemma() -> None:

@@ -123,6 +123,18 @@ def test_texts_like_a_picked_one_are_passed_over() -> None:
     assert len({3, POOL} & set(texts)) == 1
 
 
+def test_a_direction_that_all_texts_share_is_no_label() -> None:
+    """A component that varies along the common direction alone, and one text of its own."""
+    common = unit(normal(1, E, seed=11))
+    own = unit(normal(POOL, E, seed=12))
+    pool = unit(own + 3.0 * common)
+    contributions = 2.0 * normal(400, 1, seed=1) * common + 1.0 * normal(400, 1, seed=2) * own[7]
+    contributions = (contributions + 0.01 * normal(400, E, seed=3))[:, None]
+    found = moments(encode(Source.of_array(contributions)), identity_maps(E))
+    assert label_components(found, pool, count=1)[0].texts == [7]
+    assert label_components(found, pool, count=1, method="published")[0].gains[0] > 0.6
+
+
 def test_component_without_structure_is_not_explained_by_few_texts() -> None:
     contributions = normal(2000, 1, E)
     found = moments(encode(Source.of_array(contributions)), identity_maps(E))
