@@ -3,7 +3,7 @@
 # make lint    formatters, linters, type checker, the workflow's own checks
 #
 # The environment is made once, in .venv/, from pyproject.toml and constraints.txt. Another place:
-# make VENV=path. On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# make VENV=path. On Linux without a GPU, PIP_EXTRA_INDEX_URL set to the CPU index of PyTorch
 # spares the download of CUDA.
 PYTHON ?= python3
 VENV ?= .venv
