@@ -342,3 +342,26 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path: Path) -> None:
     message = failure(tmp_path, "dumps", before=full_disk)
     assert "cannot be written" in message and "Free some space" in message
     assert left_over(tmp_path) == []
+
+
+# Real photographs
+
+
+PHOTOS = Path(os.environ.get("VIT_ATLAS_PHOTOS", ROOT.parent / "shared" / "data")).resolve()
+
+
+@pytest.mark.photos
+@pytest.mark.skipif(
+    not PHOTOS.is_dir(), reason="no photographs: set VIT_ATLAS_PHOTOS to the folder that holds them"
+)
+def test_real_photographs_are_listed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIT_ATLAS_PHOTOS", str(PHOTOS))
+    write_config(tmp_path, yaml.safe_load((ROOT / "config/photos.yaml").read_text("utf-8")))
+    tables = [f"results/photos/manifest/{name}/images.parquet" for name in ("imagenet", "coco")]
+    done = snakemake(tmp_path, *tables)
+    assert done.returncode == 0, done.stderr[-3000:]
+    imagenet, coco = (read_table("manifest", tmp_path / table) for table in tables)
+    assert len(imagenet) == 1000 and imagenet["label"].nunique() == 1000
+    assert imagenet[["width", "height"]].min(axis=None) >= 200
+    assert len(coco) == 128 and coco["mask"].notna().all()
+    assert set(coco["split"]) == {"test"}
