@@ -6,9 +6,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from _job import load_run_model
+import torch
 
 from pipeline_lib.ablation import images_of_split
 from pipeline_lib.artifacts import read_table
@@ -21,31 +20,29 @@ from pipeline_lib.classify import (
     make_classifier,
     reads_representation,
 )
-from pipeline_lib.config import Model
-from pipeline_lib.dumps import Dump, open_dump
+from pipeline_lib.dumps import open_dump
 from pipeline_lib.errors import DataError
+from pipeline_lib.heatmaps import representations
 from pipeline_lib.models import VisionModel
 
 log = logging.getLogger("vit-atlas")
 
-#: Images on which the head is compared with the logits that the whole model gave.
-CHECKED = 32
 
+def read_head(model: VisionModel) -> Head | None:
+    """The model's classifier; None where it has none, or one behind a nonlinear layer.
 
-def read_head(section: Model, dump: Dump) -> Head | None:
-    """The model's classifier, checked against the logits in its dump; the model is loaded for it.
-
-    None where the dump has no logits, or where the head stands behind a nonlinear layer.
+    Whether it reads the representation is seen on noise, against the logits of the whole model.
     """
-    if not dump.has_logits:
+    head = None if model.is_clip else head_of(model.classifier, model.class_names)
+    if head is None:
         return None
-    model = load_run_model(section)
-    index = np.arange(min(CHECKED, dump.n))
-    return _checked(
-        head_of(model.classifier, model.class_names),
-        dump.representation(index),
-        dump.logits(index),
-    )
+    noise = torch.rand(2, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model.module(noise.to(model.device)).cpu().numpy()
+    if not reads_representation(head, representations(model, noise), logits):
+        log.warning("the model's head is not linear in its representation; it is not used")
+        return None
+    return head
 
 
 def map_classifier(
@@ -57,16 +54,7 @@ def map_classifier(
     on the dump's train split. Without labels, or where the model's head knows others, and there is
     no dump to fit a probe on: the model's own head with all its classes.
     """
-    import torch
-
-    from pipeline_lib.heatmaps import representations
-
-    head = None if model.is_clip else head_of(model.classifier, model.class_names)
-    if head is not None:
-        noise = torch.rand(2, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            logits = model.module(noise.to(model.device)).cpu().numpy()
-        head = _checked(head, representations(model, noise), logits)
+    head = read_head(model)
     labels = [] if "label" not in manifest else sorted(set(manifest["label"].dropna().astype(str)))
     if head is not None and not (labels and (store or set(labels) <= set(head.class_names))):
         labels = list(head.class_names)
@@ -83,12 +71,3 @@ def map_classifier(
         seen = dump.manifest["label"].to_numpy()[train].tolist()
         reference = Reference(dump.representation(train), seen)
     return make_classifier("auto", labels, head=head, texts=known, reference=reference)
-
-
-def _checked(
-    head: Head | None, representation: np.ndarray, logits: np.ndarray
-) -> Head | None:
-    if head is not None and not reads_representation(head, representation, logits):
-        log.warning("the model's head is not linear in its representation; it is not used")
-        return None
-    return head

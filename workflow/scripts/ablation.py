@@ -1,7 +1,7 @@
 """Accuracy of one model on one data set while components are mean-ablated (rule ablation)."""
 
 from _heads import read_head
-from _job import job, store_folder
+from _job import job, load_run_model, store_folder
 
 from pipeline_lib.ablation import ablation_table, targets_of
 from pipeline_lib.artifacts import read_table, write_table
@@ -11,13 +11,14 @@ with job(snakemake) as config:
     model, dataset = snakemake.wildcards.model, snakemake.wildcards.dataset
     asked, texts = config.applications.ablation, snakemake.input.texts
     dump = open_dump(store_folder(snakemake.input.store), snakemake.input.manifest)
+    own = asked.classifier in ("own", "auto") and dump.has_logits
     table = ablation_table(
         dump,
         targets_of(dump.manifest, config.concepts),
         asked=asked.classifier,
         split=asked.split,
         reference_split=asked.reference_split,
-        head=read_head(config.models[model], dump) if asked.classifier in ("own", "auto") else None,
+        head=read_head(load_run_model(config.models[model])) if own else None,
         texts=read_table("text_features", texts) if texts else None,
         seed=config.seed,
     )
