@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -48,7 +49,8 @@ class Pool:
     def factors(self, number: int) -> dict[str, str]:
         """Factor values of one image."""
         row = self.codes[number]
-        return {name: values[code] for (name, values), code in zip(FACTORS.items(), row)}
+        pairs = zip(FACTORS.items(), row, strict=True)
+        return {name: values[code] for (name, values), code in pairs}
 
 
 def load_pool(folder: str | Path, n: int, seed: int, workers: int = 1) -> Pool:
@@ -90,15 +92,23 @@ def _render_pool(path: Path, n: int, seed: int, workers: int) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         images = np.lib.format.open_memmap(part, "w+", np.uint8, (n, SIDE, SIDE, 3))
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
-            for start, chunk in zip(starts, processes.map(draw, starts)):
-                images[start : start + len(chunk)] = chunk
+        for start, chunk in zip(starts, _mapped(draw, starts, workers), strict=True):
+            images[start : start + len(chunk)] = chunk
         images.flush()
         os.replace(part, path)
     except OSError as error:
         raise DataError(f"cannot write the training images to {path}: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _mapped(draw: Callable[[int], np.ndarray], starts: range, workers: int) -> Iterator[np.ndarray]:
+    if workers == 1:
+        yield from map(draw, starts)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
+        yield from processes.map(draw, starts)
 
 
 def _render_chunk(seed: int, n: int, start: int) -> np.ndarray:
@@ -122,9 +132,7 @@ def shifted(
     return images[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def mirrored(
-    images: UInt8[Tensor, "n h w 3"], rng: torch.Generator
-) -> UInt8[Tensor, "n h w 3"]:
+def mirrored(images: UInt8[Tensor, "n h w 3"], rng: torch.Generator) -> UInt8[Tensor, "n h w 3"]:
     """Images of which every second one on average is mirrored left to right."""
     flip = torch.rand(len(images), generator=rng) < 0.5
     return torch.where(flip[:, None, None, None], images.flip(2), images)

@@ -53,6 +53,10 @@ def build_optimisers(module: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
     )
     if not hidden:
         return [adam]
+    if not hasattr(torch.optim, "Muon"):
+        raise VitAtlasError(
+            f"training the demo models needs torch 2.9 or newer, this is {torch.__version__}"
+        )
     muon = torch.optim.Muon(
         hidden,
         lr=recipe.learning_rate,

@@ -31,9 +31,7 @@ class Projector(nn.Module):
 
     def __init__(self, width: int, prototypes: int, hidden: int = 256, bottleneck: int = 64):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, bottleneck))
         self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck) * 0.02)
 
     def forward(self, tokens: Float[Tensor, "*n d"]) -> Float[Tensor, "*n k"]:
@@ -87,9 +85,7 @@ class Centre:
         self.value = torch.zeros(prototypes, device=device)
 
     @torch.no_grad()
-    def targets(
-        self, scores: Float[Tensor, "n k"], temperature: float
-    ) -> Float[Tensor, "n k"]:
+    def targets(self, scores: Float[Tensor, "n k"], temperature: float) -> Float[Tensor, "n k"]:
         """Teacher distribution of each row; the centre follows the scores."""
         result = ((scores - self.value) / temperature).softmax(dim=-1)
         self.value = CENTRE_MOMENTUM * self.value + (1 - CENTRE_MOMENTUM) * scores.mean(dim=0)

@@ -47,9 +47,7 @@ class Placed:
     turn: float
 
 
-def place_objects(
-    factors: Mapping[str, str], rng: np.random.Generator, size: int
-) -> list[Placed]:
+def place_objects(factors: Mapping[str, str], rng: np.random.Generator, size: int) -> list[Placed]:
     """Where the objects of one image stand; the whole group fits into the image."""
     unit = size / 96
     radius = RADIUS[factors["size"]] * SHRINK[factors["count"]] * rng.uniform(0.94, 1.06) * unit
@@ -77,9 +75,7 @@ def _layout(count: str, position: str, rng: np.random.Generator) -> np.ndarray:
     return 1.28 * np.stack([np.cos(turns), np.sin(turns)], axis=1)
 
 
-def coverage(
-    shape: str, objects: list[Placed], size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def coverage(shape: str, objects: list[Placed], size: int) -> tuple[np.ndarray, np.ndarray]:
     """How far each pixel is covered by object bodies, and by bodies with their outline.
 
     Returns

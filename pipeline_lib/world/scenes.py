@@ -277,9 +277,7 @@ def _ridge(
     return list(zip(xs.tolist(), (base - height * tops).tolist(), strict=True))
 
 
-def _cloudy_noise(
-    rng: np.random.Generator, size: int, cells: int, strength: float
-) -> np.ndarray:
+def _cloudy_noise(rng: np.random.Generator, size: int, cells: int, strength: float) -> np.ndarray:
     """Smooth noise of standard deviation about `strength`, float32 `[size, size]`."""
     coarse = Image.fromarray(rng.normal(0.0, strength, size=(cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from multiprocessing import get_context
@@ -225,7 +226,8 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
         write(part)
         os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 class _clear_errors:

@@ -3,7 +3,7 @@
 # Not part of the pipeline's default target: the trained weights are committed. Run it with
 #     snakemake train_demo_models --forcerun train_demo_model
 # Needs nothing but this repository: the pictures are rendered from a seed. The rendered training
-# pictures (1.1 GB) are kept in results/demo-pools and can be deleted afterwards.
+# pictures (0.7 GB) are kept in results/demo-pools and can be deleted afterwards.
 
 DEMO_MODELS = ["clip-reference", "clip-small", "deit", "dino", "dinov2", "swin", "maxvit"]
 DEMO_MODEL_FOLDER = "resources/models"
@@ -18,7 +18,7 @@ rule render_demo_pools:
     output:
         touch("results/demo-pools/rendered"),
     log:
-        "logs/render_demo_pools.log",
+        "results/demo-pools/logs/render_demo_pools.log",
     threads: 2
     shell:
         "python workflow/scripts/render_demo_pools.py --pools results/demo-pools"
@@ -41,9 +41,9 @@ rule train_demo_model:
         folder=lambda wildcards, output: f"{DEMO_MODEL_FOLDER}/{wildcards.name}",
         device=config.get("device", "cpu"),
     log:
-        "logs/train_demo_model/{name}.log",
+        "results/demo-pools/logs/{name}.log",
     benchmark:
-        "benchmarks/train_demo_model/{name}.tsv"
+        "results/demo-pools/benchmarks/{name}.tsv"
     threads: 1
     resources:
         mem_mb=4000,
