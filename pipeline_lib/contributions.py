@@ -192,7 +192,7 @@ def _decomposed(
         workers=workers,
         pin_memory=device.type == "cuda",
     )
-    began = time.monotonic()
+    progress = _Progress(len(active))
     for where, images in batches:
         images = images.to(device, non_blocking=True)
         parts = decompose(model, images, per=settings.per, bias=settings.bias)
@@ -200,7 +200,7 @@ def _decomposed(
             _log_start(model, settings, device, parts.values.shape, len(active))
         errors = parts.error.cpu().numpy()
         _check_errors(errors, active["path"].iloc[where], settings.tolerance, str(device))
-        _log_progress(where.stop, len(active), time.monotonic() - began)
+        progress.log(where.stop)
         yield where, parts
 
 
@@ -246,10 +246,22 @@ def _log_start(
     log.info("%d images, %.1f MB before compression", count, size / 1e6)
 
 
-def _log_progress(done: int, count: int, seconds: float) -> None:
-    rate = done / max(seconds, 1e-9)
-    left = (count - done) / rate
-    log.info("%d of %d images, %.1f images/s, %.0f s left", done, count, rate, left)
+class _Progress:
+    """Logs images, rate and time left; the first batch, which also plans, does not count."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.first: tuple[int, float] | None = None
+
+    def log(self, done: int) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = (done, now)
+            log.info("%d of %d images", done, self.count)
+            return
+        rate = (done - self.first[0]) / max(now - self.first[1], 1e-9)
+        left = (self.count - done) / rate
+        log.info("%d of %d images, %.1f images/s, %.0f s left", done, self.count, rate, left)
 
 
 def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
