@@ -301,9 +301,10 @@ def methods(
     Returns
     -------
     dict
-        `decomposition`: all components' token map along the class direction; `gradient`: gradient
-        times input along the same direction; `centre`: a Gaussian in the middle of the picture;
-        `uniform`: nothing found anywhere.
+        `decomposition`: the positive part of all components' token map along the class direction
+        (what speaks for the class; what speaks against it is no object); `gradient`: gradient
+        times input along the same direction, absolute; `centre`: a Gaussian in the middle of the
+        picture; `uniform`: nothing found anywhere.
     """
     grids: dict[tuple[int, ...], tuple[int, int]] = {}
 
@@ -313,7 +314,7 @@ def methods(
         return image_directions(classifier, found, wanted)[0]
 
     def decomposition(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b g h"]:
-        return token_maps(model, images, directions(images, at))
+        return np.clip(token_maps(model, images, directions(images, at)), 0.0, None)
 
     def gradient(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b g h"]:
         shape = tuple(images.shape[-2:])

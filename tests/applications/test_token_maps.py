@@ -151,6 +151,14 @@ def test_methods_give_one_map_per_image_whatever_the_batch(
             np.testing.assert_allclose(whole, np.stack(single), atol=1e-5, err_msg=name)
 
 
+def test_segmentation_takes_what_speaks_for_the_class(
+    model: VisionModel, images: torch.Tensor, classifier: LinearClassifier
+) -> None:
+    found = methods(model, classifier, ["b", "d", "a"])["decomposition"](images, np.arange(3))
+    directions, _ = image_directions(classifier, np.empty((0, 0)), ["b", "d", "a"])
+    np.testing.assert_allclose(found, np.clip(token_maps(model, images, directions), 0, None))
+
+
 def test_overlays_are_named_by_image_and_map(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     masks = np.zeros((2, 32, 48), bool)
