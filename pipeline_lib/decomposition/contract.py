@@ -114,6 +114,7 @@ def _expanded(
     value: Tensor, readout: Readout, names: list[str], batch: int, wanted: str, before: int
 ) -> tuple[Tensor, str]:
     """The recorded tensor inside the readout's box, without the axes of length 1 not wanted."""
+    value = value.reshape((1,) * (len(readout.full) - value.dim()) + tuple(value.shape))
     for axis, box in enumerate(readout.w.box):
         if box is not None and value.shape[axis] != 1:
             value = value.narrow(axis, *box)

@@ -33,13 +33,17 @@ from pipeline_lib.decomposition.readout import (
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A term that does not depend on the pixels: the readout applied to `value` (None: to ones)."""
+    """A term that does not depend on the pixels: the readout applied to `value` (None: to ones).
+
+    `axis` is the channel axis of `source` that was contracted already, where `value` is None.
+    """
 
     readout: Readout
     value: Lazy | None
     source: fx.Node
     bias: bool
     before: int = 1
+    axis: int | None = None
 
 
 @dataclass
@@ -444,7 +448,8 @@ def _hand_over(
         pulled.inputs.append((operand, readout))  # type: ignore[arg-type]
     else:
         value = context.facts.constant(operand)
-        pulled.constants.append(Constant(readout, value, node, bias))
+        before = context.facts.before_batch(node)
+        pulled.constants.append(Constant(readout, value, node, bias, before))
 
 
 @rule("roll")
@@ -624,7 +629,7 @@ def constant_axis(
             lambda t, run: (t * run.get(value).view(view)).sum(axis + 1, keepdim=True), shape=shape
         )
     pulled.constants.append(
-        Constant(Readout(w, m, thin), None, node, True, context.facts.before_batch(node))
+        Constant(Readout(w, m, thin), None, node, True, context.facts.before_batch(node), axis)
     )
 
 
@@ -893,8 +898,8 @@ def _add(context: Context, node: fx.Node, readout: Readout) -> Pulled:
         factor = addend_factor(node, position)
         if factor != 1:
             current = scale(context, current, factor, divide=False)
-        if isinstance(operand, fx.Node):
-            current = unbroadcast(context, current, context.facts.shape(operand))
+        if context.facts.depends(operand):
+            current = unbroadcast(context, current, context.facts.shape(operand))  # type: ignore[arg-type]
         _hand_over(context, pulled, node, operand, current, bias=False)
     return pulled
 

@@ -20,7 +20,7 @@ from pipeline_lib.decomposition.contract import contract
 from pipeline_lib.decomposition.operations import op_name, where
 from pipeline_lib.decomposition.plan import Plan, runner_for
 from pipeline_lib.decomposition.readout import Lazy, Matrix, Readout, Run, Shape, TooWide
-from pipeline_lib.decomposition.rules import RULES, pull
+from pipeline_lib.decomposition.rules import RULES, Constant, pull
 from pipeline_lib.decomposition.run import constant_term
 from pipeline_lib.decomposition.walk import JOINS, Leaf, merge
 from pipeline_lib.errors import DecompositionRefused
@@ -65,6 +65,16 @@ class TokenLeaf:
     token_axes: tuple[int, ...]
     place: Place
     before: int
+    constant: Constant | None = None
+
+    def value(self, run: Run) -> Tensor:
+        """The recorded tensor, or the constant that the leaf stands for."""
+        if self.constant is None:
+            return run.values[self.node]
+        if self.constant.value is not None:
+            return run.get(self.constant.value)
+        w = run.get(self.readouts[0].w.lazy)
+        return w.new_ones((1,) * (w.dim() - 1))
 
 
 class TokenPlan:
@@ -73,9 +83,11 @@ class TokenPlan:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.leaves: dict[int, list[TokenLeaf]] = {}
+        self.constants: dict[int, list[TokenLeaf]] = {}
         self.stem: list[TokenLeaf] = []
         for number, leaf in enumerate(plan.leaves):
             self.leaves[number] = self._token_leaves(leaf)
+            self.constants[number] = [self._token_constant(c) for c in leaf.constants]
         for leaf in plan.stem:
             self.stem += self._token_leaves(leaf)
         taps = dict.fromkeys([*plan.context.taps, *plan.taps])
@@ -95,6 +107,17 @@ class TokenPlan:
         readouts = merge([through(plan.context, found, readout) for readout in leaf.readouts])
         plan.context.tap(found.values)
         return [self._plain(found.values, readouts, leaf.head_axes)]
+
+    def _token_constant(self, constant: Constant) -> TokenLeaf:
+        """A constant inside a leaf, kept apart by the tokens it is added at."""
+        readout = constant.readout
+        rank = len(readout.full)
+        channel = {axis for axis in range(rank) if readout.m.full(axis)}
+        if constant.axis is not None:
+            channel.add(constant.axis)
+        axes = tuple(axis for axis in range(rank) if axis not in channel)
+        place = self._place(constant.source, [readout], channel)
+        return TokenLeaf(constant.source, [readout], (), axes, place, constant.before, constant)
 
     def _mixes_channels(self, leaf: Leaf, node: fx.Node) -> bool:
         """Whether the weights mix channels instead of tokens (cross-covariance attention)."""
@@ -320,8 +343,9 @@ def token_contributions(
             part = part.reshape(n, stop - begin, layout.length, k)
             for row in chosen:
                 out[:, wanted[row]] += part[:, [row - begin]]
-        for constant in plan.leaves[number].constants:
-            out[:, wanted[begin], -1] -= (constant_term(run, constant) @ directions.T)[:, None]
+        for leaf in tokens.constants[number]:
+            part = _leaf_tokens(run, leaf, directions, layout)
+            out[:, wanted[begin]] -= part.reshape(n, 1, layout.length, k)
     if has_stem and 0 in wanted:
         for leaf in tokens.stem:
             part = _leaf_tokens(run, leaf, directions, layout).reshape(n, 1, layout.length, k)
@@ -338,7 +362,7 @@ def token_contributions(
 def _leaf_tokens(run: Run, leaf: TokenLeaf, directions: Tensor, layout: TokenLayout) -> Tensor:
     """[n, heads, t, k] on the common layout."""
     n, k = run.batch, directions.shape[0]
-    value = run.values[leaf.node]
+    value = leaf.value(run)
     full = leaf.readouts[0].full
     heads = math.prod(abs(full[axis]) for axis in leaf.head_axes)
     total: Tensor | None = None
