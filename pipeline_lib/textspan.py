@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -59,6 +60,7 @@ def label_components(
     *,
     count: int = 10,
     method: Method = "textspan",
+    random: Sequence[Labels] | None = None,
     min_gain: float = 0.005,
     min_residual: float = 0.3,
 ) -> list[Labels]:
@@ -81,6 +83,11 @@ def label_components(
         choices: embeddings as they are, projected to the first `PUBLISHED_RANK` uncentred singular
         vectors, not renormalised (so that a text of which little is left is seldom picked), and no
         end before `count`.
+    random
+        Labels of the same components from a pool of random vectors of the same size
+        (`random_pool`, with `min_gain` 0). After its first text a component gets no further one
+        that explains less of what remains than the random vector of the same step did (not
+        `published`).
     min_gain
         Share of the variance below which no further text is picked (not `published`).
     min_residual
@@ -113,8 +120,15 @@ def label_components(
             continue
         factor = _factor(found, component)
         frame = _frame(found, component, factor, method)
+        chance = [] if random is None else _remaining_shares(random[component].gains)
         labels.append(
-            _greedy(pool, frame, factor, count, method != "published", min_gain, min_residual)
+            _greedy(
+                pool,
+                frame,
+                factor,
+                count,
+                _Rules(method != "published", min_gain, min_residual, chance),
+            )
         )
     return labels
 
@@ -128,37 +142,64 @@ def apart(pool: Float[Tensor, "k e"]) -> Float[Tensor, "k e"]:
     return torch.nn.functional.normalize(pool.double() - pool.double().mean(dim=0), dim=1)
 
 
+def random_pool(count: int, width: int, seed: int) -> Float[Tensor, "k e"]:
+    """Random unit vectors: what a pool of as many texts without meaning would explain."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(count, width, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(vectors, dim=1)
+
+
 def label_table(
     found: Moments,
     labels: Sequence[Labels],
     texts: Sequence[str],
     categories: Sequence[str],
     components: pd.DataFrame,
+    *,
+    random: Sequence[Labels],
+    heldout: Moments | None = None,
 ) -> pd.DataFrame:
-    """Rows of table `labels`, without model and data set: one per component and text."""
+    """Rows of table `labels`, without model and data set: one per component and text.
+
+    Parameters
+    ----------
+    found, labels
+        Moments, and what `label_components` made of them.
+    texts, categories
+        The pool.
+    components
+        Table `components`.
+    random
+        Labels of the same components from a pool of random vectors (`random_pool`), with at least
+        as many steps.
+    heldout
+        Moments of other images, to tell how much of their variance the texts explain.
+    """
     rows = []
     facts = components[["component", "id", "kind", "layer", "head"]].to_dict("records")
-    for fact, label, strength in zip(facts, labels, found.strengths.tolist(), strict=True):
-        cumulative = 0.0
-        for rank, (text, gain, bound) in enumerate(
-            zip(label.texts, label.gains, label.bounds, strict=True)
-        ):
-            cumulative += gain
+    for fact, label, other in zip(facts, labels, random, strict=True):
+        component = fact["component"]
+        fresh = [float("nan")] * len(label.texts)
+        if heldout is not None and label.texts:
+            fresh = explained(heldout, component, label.directions).tolist()
+        for rank, text in enumerate(label.texts):
             rows.append(
                 fact
                 | {
                     "rank": rank,
                     "text": texts[text],
                     "category": categories[text],
-                    "variance": gain,
-                    "cumulative": cumulative,
-                    "cumulative_pca": bound,
-                    "strength": strength,
+                    "variance": label.gains[rank],
+                    "cumulative": float(sum(label.gains[: rank + 1])),
+                    "cumulative_pca": label.bounds[rank],
+                    "cumulative_random": float(sum(other.gains[: rank + 1])),
+                    "cumulative_heldout": fresh[rank],
+                    "strength": float(found.strengths[component]),
                 }
             )
-    columns = ["component", "id", "kind", "layer", "head", "rank", "text", "category"]
-    columns += ["variance", "cumulative", "cumulative_pca", "strength"]
-    return pd.DataFrame(rows, columns=columns)
+    columns = ["component", "id", "kind", "layer", "head", "rank", "text", "category", "variance"]
+    columns += [f"cumulative{kind}" for kind in ("", "_pca", "_random", "_heldout")]
+    return pd.DataFrame(rows, columns=[*columns, "strength"])
 
 
 def explained(
@@ -172,6 +213,11 @@ def explained(
     factor = _factor(found, component)
     along = (directions.double() @ factor.T).square().sum(dim=1)
     return along.cumsum(0) / factor.square().sum().clamp_min(1e-300)
+
+
+def component_variances(found: Moments, component: int) -> Float[np.ndarray, " p"]:
+    """Variances of a mapped component along its principal directions, the largest first."""
+    return _factor(found, component).square().sum(dim=1).numpy()
 
 
 def _factor(found: Moments, component: int) -> Float[Tensor, "p e"]:
@@ -199,14 +245,39 @@ def _frame(
     return right[:PUBLISHED_RANK]
 
 
+@dataclass(frozen=True)
+class _Rules:
+    """How texts are picked, and when no more are."""
+
+    renormalise: bool
+    min_gain: float
+    min_residual: float
+    chance: Sequence[float]
+
+    def enough(self, step: int, gain: float, explained: float) -> bool:
+        """Whether a text that adds `gain` to the share `explained` before is not worth picking."""
+        if not self.renormalise:
+            return False
+        by_chance = self.chance[step] if 0 < step < len(self.chance) else 0.0
+        return gain < self.min_gain or gain < by_chance * (1 - explained)
+
+
+def _remaining_shares(gains: Sequence[float]) -> list[float]:
+    """What each step explains of the variance that the steps before it left."""
+    left = 1.0
+    shares = []
+    for gain in gains:
+        shares.append(gain / left if left > 1e-9 else 0.0)
+        left -= gain
+    return shares
+
+
 def _greedy(
     pool: Float[Tensor, "k e"],
     frame: Float[Tensor, "m e"] | None,
     factor: Float[Tensor, "p e"],
     count: int,
-    renormalise: bool,
-    min_gain: float,
-    min_residual: float,
+    rules: _Rules,
 ) -> Labels:
     """Pick texts one after another; each is removed from the contributions and from the texts.
 
@@ -218,20 +289,20 @@ def _greedy(
     total = factor.square().sum()
     along = texts @ reading.T
     squares = texts.square().sum(dim=1)
-    floor = min_residual**2 * squares if renormalise else 1e-12 * squares.max()
+    floor = rules.min_residual**2 * squares if rules.renormalise else 1e-12 * squares.max()
     floor = torch.as_tensor(floor).clamp_min(1e-12 * squares.max())
     picked: list[int] = []
     gains: list[float] = []
     directions: list[Tensor] = []
-    for _ in range(count):
+    for step in range(count):
         variance = along.square().sum(dim=1)
-        score = variance / squares.clamp_min(1e-300) if renormalise else variance
+        score = variance / squares.clamp_min(1e-300) if rules.renormalise else variance
         best = int(torch.where(squares > floor, score, -1.0).argmax())
         if squares[best] <= torch.broadcast_to(floor, squares.shape)[best]:
             break
         direction = _remaining(texts[best], directions)
         gain = float((reading @ direction).square().sum() / total)
-        if renormalise and gain < min_gain:
+        if rules.enough(step, gain, sum(gains)):
             break
         share = texts @ direction
         squares = squares - share.square()

@@ -11,7 +11,7 @@ from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.errors import DataError
 from pipeline_lib.maps import Maps, identity_maps, unit
 from pipeline_lib.scores import Moments, moments
-from pipeline_lib.textspan import METHODS, explained, label_components, label_table
+from pipeline_lib.textspan import METHODS, explained, label_components, label_table, random_pool
 
 E, POOL = 40, 300
 COMPONENTS = pd.DataFrame(
@@ -115,6 +115,28 @@ def test_published_is_the_published_algorithm() -> None:
     assert label.texts == picked
 
 
+def test_texts_no_better_than_random_vectors_are_left_out() -> None:
+    """One planted text in a component of white noise: the noise is not labelled."""
+    pool = unit(normal(POOL, E, seed=42))
+    contributions = normal(3000, 1, E) + 3.0 * normal(3000, 1, 1, seed=1) * pool[5]
+    found = moments(encode(Source.of_array(contributions)), identity_maps(E))
+    random = label_components(found, random_pool(POOL, E, seed=1), count=8, min_gain=0)
+    texts = label_components(found, pool, count=8, min_gain=0)[0].texts
+    assert len(texts) == 8
+    kept = label_components(found, pool, count=8, min_gain=0, random=random)[0].texts
+    assert kept[0] == 5
+    assert len(kept) < 6
+
+
+def test_the_first_text_stays_even_where_random_vectors_do_better() -> None:
+    contributions = normal(2000, 1, E)
+    found = moments(encode(Source.of_array(contributions)), identity_maps(E))
+    random = label_components(found, random_pool(5000, E, seed=1), count=8, min_gain=0)
+    label = label_components(found, unit(normal(20, E, seed=3)), count=8, random=random)[0]
+    assert len(label.texts) >= 1
+    assert label.gains[0] < random[0].gains[0]
+
+
 def test_texts_like_a_picked_one_are_passed_over() -> None:
     found, pool = planted(noise=0.05)
     twin = unit(pool[3] + 0.01 * normal(E, seed=8))
@@ -166,14 +188,20 @@ def test_heldout_variance_is_near_that_of_the_fit_where_texts_are_true() -> None
 def test_table_has_a_row_per_text() -> None:
     found, pool = planted()
     labels = label_components(found, pool, count=3)
-    texts = [f"text {i}" for i in range(POOL)]
-    table = label_table(found, labels, texts, ["colour"] * POOL, COMPONENTS)
+    random = label_components(found, random_pool(POOL, E, seed=1), count=3, min_gain=0)
+    texts, categories = [f"text {i}" for i in range(POOL)], ["colour"] * POOL
+    other, _ = planted(seed=1)
+    table = label_table(found, labels, texts, categories, COMPONENTS, random=random, heldout=other)
     assert list(table["component"]) == [0, 0, 0, 1, 1]
     assert list(table["rank"]) == [0, 1, 2, 0, 1]
     assert table["text"][0] == "text 3"
     np.testing.assert_allclose(table["cumulative"][:3], table["variance"][:3].cumsum())
     assert (table["cumulative"] <= table["cumulative_pca"] + 1e-9).all()
+    assert (table["cumulative_random"] < 0.7 * table["cumulative"]).all()
+    np.testing.assert_allclose(table["cumulative_heldout"], table["cumulative"], atol=0.1)
     assert list(table["strength"].unique()) == found.strengths[:2].tolist()
+    alone = label_table(found, labels, texts, categories, COMPONENTS, random=random)
+    assert alone["cumulative_heldout"].isna().all()
 
 
 def test_bad_input_is_refused() -> None:

@@ -256,10 +256,15 @@ def _write_scores(
                     float(np.tanh(3 * share)),
                     0.2 * share,
                     float(np.clip(share + 0.1 * rng.random(), 0, 1)),
+                    share - 0.02,
+                    share + 0.02,
+                    0.01,
+                    share - float(np.delete(signal[row.component], place).max()),
                 )
             )
     names = ["model", "dataset", "feature", "component", "id", "kind", "layer", "block", "head"]
     names += ["score", "score_published", "covariance", "variance_explained"]
+    names += ["low", "high", "p_value", "margin"]
     base = run / "scores" / model
     table = pd.DataFrame(scores, columns=names)
     write_table("scores", table, base / "world.scores.parquet", PROVENANCE)
@@ -302,7 +307,9 @@ def _labels(
             )
     names = ["model", "dataset", "component", "id", "kind", "layer", "head", "rank", "text"]
     names += ["category", "variance", "cumulative", "cumulative_pca", "strength"]
-    return pd.DataFrame(rows, columns=names)
+    table = pd.DataFrame(rows, columns=names)
+    table["cumulative_random"] = 0.5 * table["cumulative"]
+    return table.assign(cumulative_heldout=0.9 * table["cumulative"])
 
 
 def _write_cards(

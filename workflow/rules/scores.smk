@@ -1,6 +1,8 @@
 # Scores: how much of each feature every component carries, and the texts that explain it. Reads
 # the dump of one model on one data set, its maps and the text embeddings of its CLIP space; writes
-# scores/{model}/{dataset}.scores.parquet and .labels.parquet.
+# scores/{model}/{dataset}.scores.parquet, .labels.parquet and .roles.parquet.
+
+SCORE_TABLES = ["scores", "labels", "roles"]
 
 
 rule scores:
@@ -12,9 +14,12 @@ rule scores:
     output:
         scores=f"{RESULTS}/scores/{{model}}/{{dataset}}.scores.parquet",
         labels=f"{RESULTS}/scores/{{model}}/{{dataset}}.labels.parquet",
+        roles=f"{RESULTS}/scores/{{model}}/{{dataset}}.roles.parquet",
     params:
         version=STAGE_VERSIONS["scores"],
         texts_per_component=lambda wildcards: CONFIG.scores.texts_per_component,
+        draws=200,
+        seed=CONFIG.seed,
     log:
         f"{RESULTS}/logs/scores/{{model}}/{{dataset}}.log",
     benchmark:
@@ -29,4 +34,4 @@ def all_scores():
     if CONFIG.scores is None:
         return []
     folders = [f"{RESULTS}/scores/{model}/{CONFIG.scores.dataset}" for model in CONFIG.models]
-    return [f"{folder}.{kind}.parquet" for folder in folders for kind in ("scores", "labels")]
+    return [f"{folder}.{kind}.parquet" for folder in folders for kind in SCORE_TABLES]
