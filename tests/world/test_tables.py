@@ -27,17 +27,12 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def spurious(tmp_path_factory, module_monkeypatch):
+def spurious(tmp_path_factory):
     """Tables only need their factors: pictures are not drawn here."""
-    module_monkeypatch.setattr(tables, "_write_image", _row_without_picture)
     folder = tmp_path_factory.mktemp("spurious")
-    return pd.read_parquet(write_spurious(folder, n_train=2000, n_test=400, seed=1))
-
-
-@pytest.fixture(scope="module")
-def module_monkeypatch():
     with pytest.MonkeyPatch.context() as patch:
-        yield patch
+        patch.setattr(tables, "_write_image", _row_without_picture)
+        return pd.read_parquet(write_spurious(folder, n_train=2000, n_test=400, seed=1))
 
 
 def _row_without_picture(folder, seed, index, factors):
