@@ -1,0 +1,1 @@
+"""Commands that measure: coverage of architectures, speed and memory of the decomposition."""
