@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from planted import ArrayDump, planted_dump
+
+torch.set_num_threads(1)  # the arrays are tiny: more threads only wait for each other
 
 
 @pytest.fixture
