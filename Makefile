@@ -27,7 +27,7 @@ demo: env
 	@echo "The report is at $(CURDIR)/results/demo/report/index.html"
 
 test: env
-	pytest $(ARGS)
+	pytest -n 2 --dist loadfile $(ARGS)
 
 lint: env
 	ruff check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from PIL import Image
 from snakemake.api import SnakemakeApi
 from snakemake.settings.enums import RerunTrigger
 from snakemake.settings.types import (
@@ -83,3 +86,47 @@ def plan(folder: Path, *targets: str, snakefile: Path = SNAKEFILE) -> Jobs:
 
 def rules_of(jobs: Iterable[tuple[str, str]]) -> set[str]:
     return {rule for rule, _ in jobs}
+
+
+def changed(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """A copy with the value at a dotted place replaced."""
+    content = copy.deepcopy(content)
+    *sections, key = place.split(".")
+    section = content
+    for name in sections:
+        section = section[name]
+    section[key] = value
+    return content
+
+
+# Photographs of a user's own, in a small configuration
+
+
+def photograph(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, size=(40, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+SMALL = {
+    "run": "own",
+    "datasets": {"photos": {"source": "folder", "path": "photos"}},
+    "models": {
+        "vit": {
+            "id": "timm:vit_tiny_patch16_224",
+            "kwargs": {
+                "pretrained": False, "img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 1,
+                "num_heads": 2, "num_classes": 4,
+            },
+        }
+    },
+    "contributions": {"datasets": ["photos"], "shard_size": 4, "batch_size": 4},
+}  # fmt: skip
+
+
+def own_run(folder: Path) -> Path:
+    """A folder with ten photographs and a configuration that dumps them in three shards."""
+    for number in range(10):
+        photograph(folder / "photos" / f"class{number % 2}" / f"{number}.png", number)
+    write_config(folder, SMALL)
+    return folder

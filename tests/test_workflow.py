@@ -1,10 +1,8 @@
-"""The workflow as a whole: the tiny run of every stage, what runs again, and bad input."""
+"""The workflow as a whole: a tiny run of every stage, and what runs again after a change."""
 
 from __future__ import annotations
 
-import copy
 import os
-import resource
 import shutil
 import textwrap
 from pathlib import Path
@@ -13,25 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
-from running import ROOT, plan, rules_of, snakemake, write_config
+from running import ROOT, changed, plan, rules_of, snakemake, write_config
 
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.dumps import open_dump, open_features
 
 TINY = yaml.safe_load((ROOT / "config" / "test.yaml").read_text("utf-8"))
 DUMPS = {"contributions", "contributions_store", "image_features", "image_features_store"}
-
-
-def changed(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
-    """A copy with the value at a dotted place replaced."""
-    content = copy.deepcopy(content)
-    *sections, key = place.split(".")
-    section = content
-    for name in sections:
-        section = section[name]
-    section[key] = value
-    return content
 
 
 # The tiny run of every stage
@@ -162,186 +148,6 @@ def test_another_workflow_can_import_this_one(tiny: Path, tmp_path: Path) -> Non
     )
     jobs = plan(tmp_path, snakefile=importer)
     assert {"atlas_world", "atlas_manifest"} <= rules_of(jobs)
-
-
-# Photographs of a user's own: rows, shards and what runs again
-
-
-def photograph(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, size=(40, 32, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-
-
-SMALL = {
-    "run": "own",
-    "datasets": {"photos": {"source": "folder", "path": "photos"}},
-    "models": {
-        "vit": {
-            "id": "timm:vit_tiny_patch16_224",
-            "kwargs": {
-                "pretrained": False, "img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 1,
-                "num_heads": 2, "num_classes": 4,
-            },
-        }
-    },
-    "contributions": {"datasets": ["photos"], "shard_size": 4, "batch_size": 4},
-}  # fmt: skip
-
-
-def own_run(folder: Path) -> Path:
-    """A folder with ten photographs and a configuration that dumps them in three shards."""
-    for number in range(10):
-        photograph(folder / "photos" / f"class{number % 2}" / f"{number}.png", number)
-    write_config(folder, SMALL)
-    return folder
-
-
-def shard_times(folder: Path) -> dict[str, int]:
-    objects = (folder / "results/own/contributions/vit/photos.zarr/contributions/c").glob("*/0/0")
-    return {path.parts[-3]: path.stat().st_mtime_ns for path in objects}
-
-
-def dump(folder: Path) -> set[str]:
-    """Run the dumps; gives the shards that were written."""
-    before = shard_times(folder)
-    done = snakemake(folder, "dumps")
-    assert done.returncode == 0, done.stderr[-6000:]
-    assert not plan(folder, "dumps")
-    return {shard for shard, time in shard_times(folder).items() if before.get(shard) != time}
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = own_run(tmp_path_factory.mktemp("own"))
-    assert dump(folder) == {"0", "1", "2"}
-    return folder
-
-
-def test_images_that_come_change_and_go_run_their_shards_only(own: Path) -> None:
-    results = own / "results/own"
-    photograph(own / "photos/class0/more.png", 77)  # row 10, in the last shard
-    photograph(own / "photos/class1/3.png", 78)  # replaced in place: row 6
-    first = read_table("manifest", results / "manifest/photos/images.parquet")
-    assert dump(own) == {"1", "2"}
-    (own / "photos/class0/0.png").unlink()  # row 0
-    assert dump(own) == {"0"}
-    manifest = read_table("manifest", results / "manifest/photos/images.parquet")
-    assert list(manifest["image_id"][:10]) == list(first["image_id"])
-    assert manifest["image_id"][10] == "class0/more.png" and not manifest["active"][0]
-    opened = open_dump(
-        results / "contributions/vit/photos.zarr", results / "manifest/photos/images.parquet"
-    )
-    assert opened.n == 10
-    assert np.isfinite(opened.contributions(np.arange(10))).all()
-
-
-def test_touched_and_moved_photographs_are_not_dumped_again(own: Path) -> None:
-    for path in (own / "photos").rglob("*.png"):
-        os.utime(path)
-    assert dump(own) == set()
-    (own / "photos").rename(own / "elsewhere")
-    write_config(own, changed(SMALL, "datasets.photos.path", "elsewhere"))
-    assert dump(own) == set()
-    (own / "elsewhere").rename(own / "photos")
-    write_config(own, SMALL)
-    assert dump(own) == set()
-
-
-def test_another_size_of_shards_is_another_layout(own: Path, tmp_path: Path) -> None:
-    shutil.copytree(own, tmp_path / "copy", copy_function=shutil.copy2)
-    write_config(tmp_path / "copy", changed(SMALL, "contributions.shard_size", 6))
-    assert dump(tmp_path / "copy") == {"0", "1"}
-    assert set(shard_times(tmp_path / "copy")) == {"0", "1"}
-
-
-# Bad input: a message, no traceback, nothing half-written
-
-
-def failure(folder: Path, *targets: str, **options: Any) -> str:
-    done = snakemake(folder, *targets, **options)
-    text = done.stdout + done.stderr
-    assert done.returncode != 0, text
-    assert "Traceback" not in text, text[-6000:]
-    return text
-
-
-def left_over(folder: Path) -> list[Path]:
-    """Files under the results that are neither logs, benchmarks nor a finished manifest."""
-    keep = ("logs", "benchmarks", "manifest")
-    results = folder / "results" / "own"
-    files = (path for path in results.rglob("*") if path.is_file())
-    return [path for path in files if path.relative_to(results).parts[0] not in keep]
-
-
-def test_photographs_that_cannot_be_read_fail_with_their_list(tmp_path: Path) -> None:
-    own_run(tmp_path)
-    photograph(tmp_path / "photos/class0/cut.jpg", 1)
-    cut = tmp_path / "photos/class0/cut.jpg"
-    cut.write_bytes(cut.read_bytes()[:600])
-    (tmp_path / "photos/class1/text.png").write_text("a text, whatever its name says")
-    message = failure(tmp_path, "dumps")
-    assert "2 of 12 files cannot be used, more than bad_share (0) allows" in message
-    assert "class0/cut.jpg: is damaged" in message and "class1/text.png: is no image" in message
-    assert not (tmp_path / "results/own/manifest/photos/images.parquet").exists()
-    assert left_over(tmp_path) == []
-
-
-def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    write_config(tmp_path, SMALL)
-    assert "photos holds no image" in failure(tmp_path, "dumps")
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "message"),
-    [
-        ("models.vit.id", "timm:vit_tny_patch16_224", "timm has no model 'vit_tny_patch16_224'"),
-        ("models.vit.weights", "absent.safetensors", "absent.safetensors does not exist"),
-        (
-            "datasets.photos",
-            {"source": "table", "path": "labels.csv", "columns": {"path": "file", "label": "kind"}},
-            "labels.csv has no column 'kind'; valid: file, name",
-        ),
-    ],
-)
-def test_mistakes_in_the_configuration_end_before_any_job(
-    tmp_path: Path, place: str, value: Any, message: str
-) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "labels.csv").write_text("file,name\na.png,x\n")
-    write_config(tmp_path, changed(SMALL, place, value))
-    assert message in failure(tmp_path, "dumps")
-    assert not (tmp_path / "results").exists()
-
-
-def test_weights_of_another_model_fail_the_dump(tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    own_run(tmp_path)
-    save_file({"head.weight": torch.zeros(4, 7)}, tmp_path / "wrong.safetensors")
-    content = changed(SMALL, "models.vit.weights", "wrong.safetensors")
-    content["contributions"]["shard_size"] = 10
-    write_config(tmp_path, content)
-    message = failure(tmp_path, "dumps")
-    assert "wrong.safetensors does not fit" in message and "missing: cls_token" in message
-    assert left_over(tmp_path) == []
-
-
-def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path: Path) -> None:
-    own_run(tmp_path)
-    content = changed(SMALL, "contributions.shard_size", 10)
-    content["models"]["vit"]["kwargs"] |= {"embed_dim": 2048, "num_heads": 16}
-    write_config(tmp_path, content)
-    limit = 200_000  # more than any file but the shard of contributions
-
-    def full_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    message = failure(tmp_path, "dumps", before=full_disk)
-    assert "cannot be written" in message and "Free some space" in message
-    assert left_over(tmp_path) == []
 
 
 # Real photographs

@@ -1,0 +1,72 @@
+"""A user's own photographs: rows, shards, and what runs again when they change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import SMALL, changed, own_run, photograph, plan, snakemake, write_config
+
+from pipeline_lib.artifacts import read_table
+from pipeline_lib.dumps import open_dump
+
+
+def shard_times(folder: Path) -> dict[str, int]:
+    objects = (folder / "results/own/contributions/vit/photos.zarr/contributions/c").glob("*/0/0")
+    return {path.parts[-3]: path.stat().st_mtime_ns for path in objects}
+
+
+def dump(folder: Path) -> set[str]:
+    """Run the dumps; gives the shards that were written."""
+    before = shard_times(folder)
+    done = snakemake(folder, "dumps")
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert not plan(folder, "dumps")
+    return {shard for shard, time in shard_times(folder).items() if before.get(shard) != time}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = own_run(tmp_path_factory.mktemp("own"))
+    assert dump(folder) == {"0", "1", "2"}
+    return folder
+
+
+def test_images_that_come_change_and_go_run_their_shards_only(own: Path) -> None:
+    results = own / "results/own"
+    photograph(own / "photos/class0/more.png", 77)  # row 10, in the last shard
+    photograph(own / "photos/class1/3.png", 78)  # replaced in place: row 6
+    first = read_table("manifest", results / "manifest/photos/images.parquet")
+    assert dump(own) == {"1", "2"}
+    (own / "photos/class0/0.png").unlink()  # row 0
+    assert dump(own) == {"0"}
+    manifest = read_table("manifest", results / "manifest/photos/images.parquet")
+    assert list(manifest["image_id"][:10]) == list(first["image_id"])
+    assert manifest["image_id"][10] == "class0/more.png" and not manifest["active"][0]
+    opened = open_dump(
+        results / "contributions/vit/photos.zarr", results / "manifest/photos/images.parquet"
+    )
+    assert opened.n == 10
+    assert np.isfinite(opened.contributions(np.arange(10))).all()
+
+
+def test_touched_and_moved_photographs_are_not_dumped_again(own: Path) -> None:
+    for path in (own / "photos").rglob("*.png"):
+        os.utime(path)
+    assert dump(own) == set()
+    (own / "photos").rename(own / "elsewhere")
+    write_config(own, changed(SMALL, "datasets.photos.path", "elsewhere"))
+    assert dump(own) == set()
+    (own / "elsewhere").rename(own / "photos")
+    write_config(own, SMALL)
+    assert dump(own) == set()
+
+
+def test_another_size_of_shards_is_another_layout(own: Path, tmp_path: Path) -> None:
+    shutil.copytree(own, tmp_path / "copy", copy_function=shutil.copy2)
+    write_config(tmp_path / "copy", changed(SMALL, "contributions.shard_size", 6))
+    assert dump(tmp_path / "copy") == {"0", "1"}
+    assert set(shard_times(tmp_path / "copy")) == {"0", "1"}
