@@ -43,8 +43,8 @@ COLUMNS = (
     "library", "module", "family", "model", "variants", "verdict", "error64", "error32",
     "token_error", "components", "head", "mlp", "conv", "other", "attention_modules",
     "attention_blocks", "attention_pooled", "attention_missing", "heads_expected",
-    "blocks", "blocks_missing", "cancellation", "width", "readout", "reduced", "input", "parameters",
-    "seconds", "refusal", "token_refusal",
+    "blocks", "blocks_missing", "cancellation", "width", "readout", "reduced", "input",
+    "parameters",    "seconds", "refusal", "token_refusal",
 )  # fmt: skip
 
 

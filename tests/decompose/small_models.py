@@ -67,7 +67,8 @@ PLAIN = {
 
 
 def _plain(name: str, *, leading: int = 1, mlps: int = 2, heads: tuple[int, ...] = (3, 3),
-           size: tuple[int, int] = (32, 32), grid: tuple[int, int] = (4, 4), **changes: Any) -> Small:  # fmt: skip
+           size: tuple[int, int] = (32, 32), grid: tuple[int, int] = (4, 4),
+           **changes: Any) -> Small:  # fmt: skip
     return Small(name, size, heads, mlps, grid, leading=leading, kwargs={**PLAIN, **changes})
 
 
