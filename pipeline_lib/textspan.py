@@ -87,7 +87,8 @@ def label_components(
         Labels of the same components from a pool of random vectors of the same size
         (`random_pool`, with `min_gain` 0). After its first text a component gets no further one
         that explains less of what remains than the random vector of the same step did (not
-        `published`).
+        `published`). By default such texts are kept, and the table of labels says beside them what
+        random vectors explain.
     min_gain
         Share of the variance below which no further text is picked (not `published`).
     min_residual

@@ -41,7 +41,7 @@ with job(snakemake) as config:
     random = label_components(found, vectors, count=count, min_gain=0.0)
     labels = label_table(
         found,
-        label_components(found, embeddings, count=count, random=random),
+        label_components(found, embeddings, count=count),
         pool["text"].tolist(),
         categories,
         dump.components,
