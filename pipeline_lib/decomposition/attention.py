@@ -73,7 +73,7 @@ def _is_weights(facts: Facts, node: fx.Node) -> bool:
         name = op_name(node)
         if name in ("softmax", "_softmax", "sigmoid", "relu", "elu", "log_softmax"):
             return True
-        if is_product(facts, node):
+        if is_product(facts, node) or "norm" in name:
             return False
         if name == "getitem":
             node = node.args[0].args[0]  # type: ignore[union-attr,assignment]

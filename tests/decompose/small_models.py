@@ -106,7 +106,10 @@ SMALL: dict[str, Small] = {
     "eva02": _plain("eva02_tiny_patch14_224", embed_dim=24),
     "relpos": _plain("vit_relpos_small_patch16_224", leading=0),
     "cait": _plain("cait_xxs24_224", mlps=4),
-    "xcit": _plain("xcit_nano_12_p16_224", leading=0),
+    # the second class attention reads a stream that has come to z by then: a block of its own
+    "xcit": Small(
+        "xcit_nano_12_p16_224", (32, 32), (3, 3, 3), 4, (4, 4), convs=2, leading=1, kwargs=PLAIN
+    ),
     "swin": _staged(
         "swin_tiny_patch4_window7_224", 64, (2, 2, 4, 4), 4, 16,
         img_size=64, window_size=4, embed_dim=16, depths=(2, 2), num_heads=(2, 4),
