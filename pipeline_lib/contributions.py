@@ -213,7 +213,7 @@ def _arrays_of(model: VisionModel, parts: Decomposition) -> dict[str, Float32[np
         "representation": parts.representation,
         "error": parts.error,
     }
-    if model.classifier is not None:
+    if model.classifier is not None and parts.readout.startswith("pre-logits"):
         with torch.no_grad():
             tensors["logits"] = model.classifier(parts.representation)
     return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
