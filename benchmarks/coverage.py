@@ -44,7 +44,7 @@ COLUMNS = (
     "token_error", "components", "head", "mlp", "conv", "other", "attention_modules",
     "attention_blocks", "attention_pooled", "attention_missing", "heads_expected",
     "blocks", "blocks_missing", "cancellation", "width", "readout", "reduced", "input",
-    "parameters",    "seconds", "refusal", "token_refusal",
+    "parameters", "seconds", "refusal", "token_refusal",
 )  # fmt: skip
 
 

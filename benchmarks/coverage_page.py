@@ -37,7 +37,8 @@ def page(frame: pd.DataFrame, *, every: bool, today: date) -> str:
         "most 1e-10 in float64 and 1e-5 in float32. Attention is counted from the modules that "
         "run, not from the decomposition.",
         "",
-        f"{good} of {len(frame)} families checked are exact and complete.",
+        f"{good} of the {len(frame)} families checked so far are exact and complete; a family that "
+        "is not in the table has not been checked.",
         "",
         "| verdict | families | meaning |",
         "|---|---|---|",
@@ -72,7 +73,8 @@ def _table(rows: pd.DataFrame) -> list[str]:
             f"{row['family']} ({row['variants']})", f"`{row['model']}`", row["verdict"],
             _power(row["error64"]), _power(row["error32"]), _power(row["token_error"]),
             _whole(row["head"]), _whole(row["mlp"]), _whole(row["conv"]),
-            attention if pd.notna(row["attention_modules"]) else "", row["readout"] or "",
+            attention if pd.notna(row["attention_modules"]) else "",
+            row["readout"] if isinstance(row["readout"], str) else "",
         )  # fmt: skip
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return lines

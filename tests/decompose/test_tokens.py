@@ -50,7 +50,7 @@ class Uniform(nn.Module):
 
     def attend(self, x: Tensor, number: int) -> Tensor:
         n, t, d = x.shape
-        values = self.values[number](torch.tanh(x)).view(n, t, 2, d // 2).transpose(1, 2)
+        values = self.values[number](x).view(n, t, 2, d // 2).transpose(1, 2)
         scores = 0 * values @ values.transpose(-1, -2)
         mixed = scores.softmax(-1) @ values
         return self.proj[number](mixed.transpose(1, 2).reshape(n, t, d))
