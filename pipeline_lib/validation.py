@@ -1,10 +1,11 @@
 """Scores of components held against what is known: CLIP's own ranking, and the true factors.
 
-Three truths, each a number per component and feature: `clip`, how alike the component and the
-reference CLIP rank the images for the feature's descriptors; `decodability`, how well the factor is
-read off the component alone; `ablation`, how much accuracy on the factor is lost when the component
-is replaced by its mean. `agreement` then says how well a score's ranking of the components follows
-a truth's. Axis letters: `c` component, `r` coordinates of all components, `v` value of a factor.
+Truths, each a number per component and feature: `decodability`, how well the factor is read off
+the component alone; `ablation_loss` and `margin_loss`, what replacing the component by its mean
+costs a reader of the whole; `clip`, how alike the component and the reference CLIP rank the images
+for the feature's descriptors. `agreement` says how well a score's ranking of the components follows
+a truth's. Axis letters: `c` component, `f` factor or feature, `r` coordinates of all components,
+`v` value of a factor.
 """
 
 from __future__ import annotations
@@ -83,27 +84,45 @@ class Factors:
         found = [logits[:, columns].argmax(dim=1).numpy() for columns in self.slices]
         return (np.stack(found, axis=1) == self.codes[index]).sum(axis=0).astype(float)
 
+    def margins(self, logits: Float[Tensor, "m v"], index: np.ndarray) -> Float[np.ndarray, " f"]:
+        """Sum over images of the true value's logit less the mean logit of the factor."""
+        found = []
+        for factor, columns in enumerate(self.slices):
+            values = logits[:, columns]
+            true = values[torch.arange(len(index)), torch.from_numpy(self.codes[index, factor])]
+            found.append(float((true - values.mean(dim=1)).sum()))
+        return np.array(found)
 
-def decodability(encoded: Encoded, factors: Factors, *, seed: int) -> Float[np.ndarray, "c f"]:
-    """Accuracy with which a linear reader tells each factor from each component alone.
 
-    Ridge regression on the one-hot code, on images that the reader was not fitted on
-    (cross-validation over `FOLDS`).
+def decodability(
+    encoded: Encoded, factors: Factors, *, seed: int
+) -> tuple[Float[np.ndarray, "c f"], Float[np.ndarray, "c f"]]:
+    """How well a linear reader tells each factor from each component alone: R² and accuracy.
+
+    Ridge regression on the one-hot code, measured on images that the reader was not fitted on
+    (cross-validation over `FOLDS`). R² is the share of the code's variance that is read; unlike
+    accuracy it still tells components apart that are always right.
     """
     right = np.zeros((len(encoded.bases.vectors), len(factors.names)))
     wanted = factors.one_hot()
+    missed = np.zeros_like(right)
     for component, columns in enumerate(encoded.bases.slices):
         rows = torch.from_numpy(np.ascontiguousarray(encoded.values[:, columns])).double()
         for train, test in _folds(len(rows), seed):
             reader, offset = _reader(rows[train], wanted[train])
-            right[component] += factors.correct(rows[test] @ reader + offset, test)
-    return right / len(encoded)
+            read = rows[test] @ reader + offset
+            right[component] += factors.correct(read, test)
+            squares = (wanted[test] - read).square().sum(dim=0)
+            missed[component] += [float(squares[s].sum()) for s in factors.slices]
+    spread = (wanted - wanted.mean(dim=0)).square().sum(dim=0)
+    total = np.array([float(spread[s].sum()) for s in factors.slices])
+    return 1 - missed / total, right / len(encoded)
 
 
 def ablation_loss(
     encoded: Encoded, factors: Factors, *, seed: int
-) -> tuple[Float[np.ndarray, "c f"], Float[np.ndarray, " f"]]:
-    """Accuracy on each factor lost when a component is replaced by its mean; and that of all.
+) -> tuple[Float[np.ndarray, "c f"], Float[np.ndarray, "c f"], Float[np.ndarray, " f"]]:
+    """What a reader of the representation loses when a component is replaced by its mean.
 
     A linear reader is fitted on the whole representation and applied to images that it was not
     fitted on, with one component after another mean-ablated (cross-validation over `FOLDS`).
@@ -111,13 +130,15 @@ def ablation_loss(
     Returns
     -------
     tuple
-        Loss of accuracy `[c, f]`, negative where ablation helps, and accuracy `[f]` with nothing
-        ablated.
+        Loss of accuracy `[c, f]`; loss of the margin between the true value and the mean of all
+        `[c, f]`, which still tells components apart where accuracy stays perfect; both negative
+        where ablation helps. Accuracy `[f]` with nothing ablated.
     """
     bases, wanted = encoded.bases, factors.one_hot()
     summing = bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1)).double()
     whole = torch.cat([encoded.rows(part).double() @ summing for part in _parts(len(encoded))])
     right = np.zeros((len(bases.vectors), len(factors.names)))
+    margin = np.zeros_like(right)
     full = np.zeros(len(factors.names))
     for train, test in _folds(len(encoded), seed):
         reader, offset = _reader(whole[train], wanted[train])
@@ -127,9 +148,11 @@ def ablation_loss(
         centred = encoded.rows(test).double() - mean
         through = summing @ reader
         for component, columns in enumerate(bases.slices):
-            without = logits - centred[:, columns] @ through[columns]
-            right[component] += factors.correct(without, test)
-    return (full - right) / len(encoded), full / len(encoded)
+            removed = centred[:, columns] @ through[columns]
+            right[component] += factors.correct(logits - removed, test)
+            margin[component] += factors.margins(removed, test)
+    count = len(encoded)
+    return (full - right) / count, margin / count, full / count
 
 
 def clip_agreement(
@@ -152,7 +175,8 @@ def clip_agreement(
 
     Notes
     -----
-    P2 section 5.1; P2's script compares two different orders of images, here they are the same.
+    P2 (validation of CompAttribute). P2's script compares two different orders of images; here
+    they are the same.
     """
     result = np.zeros((len(encoded.bases.vectors), len(features)))
     for place, descriptors in enumerate(features.values()):
@@ -163,6 +187,96 @@ def clip_agreement(
             own = _ranks((rows @ reading[columns]).numpy())
             result[component, place] = np.mean((own * target).sum(axis=0))
     return result
+
+
+def truth_table(encoded: Encoded, factors: Factors, *, seed: int) -> pd.DataFrame:
+    """Rows of table `truth`, without model, data set and facts on the components."""
+    read, accuracy = decodability(encoded, factors, seed=seed)
+    loss, margin, _ = ablation_loss(encoded, factors, seed=seed)
+    values = {
+        "decodability": read,
+        "accuracy": accuracy,
+        "ablation_loss": loss,
+        "margin_loss": margin,
+    }
+    count = len(encoded.bases.vectors)
+    parts = [
+        pd.DataFrame({"feature": name, "component": np.arange(count)}).assign(
+            **{key: value[:, place] for key, value in values.items()}
+        )
+        for place, name in enumerate(factors.names)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def validation_table(
+    scores: pd.DataFrame,
+    truths: Mapping[str, pd.DataFrame],
+    *,
+    images: int,
+    draws: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Rows of table `validation`, without model and data set.
+
+    Parameters
+    ----------
+    scores
+        Rows of table `scores` of one model.
+    truths
+        Name of a truth to its values: index component, one column per feature.
+    images
+        Number of images that the truths were measured on.
+    draws
+        Draws of the intervals.
+    seed
+        Of the draws, and of the control `random`: scores dealt to the components at random.
+
+    Notes
+    -----
+    Components that are constant (the bias) are left out. Across components: for each feature, the
+    components are ranked by score and by truth. Across features: for each component its features
+    are, and the correlations are averaged over components (P2).
+    """
+    generator = np.random.default_rng(seed)
+    varying = scores.groupby("component")["variance_explained"].max()
+    kept = varying.index[varying > 0]
+    named = scores.drop_duplicates("component").set_index("component")["id"]
+    rows = []
+    for truth, values in truths.items():
+        features = [name for name in scores["feature"].unique() if name in values]
+        known = values.loc[kept, features].to_numpy()
+        for column in ("score", "score_published", "variance_explained", "random"):
+            wide = scores.pivot(
+                index="component",
+                columns="feature",
+                values="score" if column == "random" else column,
+            )
+            found = wide.loc[kept, features].to_numpy()
+            if column == "random":
+                found = generator.permuted(found, axis=0)
+            for place, feature in enumerate(features):
+                measured = agreement(found[:, place], known[:, place], draws=draws, seed=seed)
+                top = named[kept[int(np.argmax(found[:, place]))]]
+                rows.append((truth, "components", feature, column, *measured.values(), top))
+            if len(features) > 2:
+                within = [spearman(*pair) for pair in zip(found, known, strict=True)]
+                low, high = _mean_interval(np.array(within), draws, seed)
+                rows.append(
+                    (truth, "features", "", column, float(np.mean(within)), low, high, 0.0, "")
+                )
+    columns = ["truth", "across", "feature", "score", "value", "low", "high", "percentile", "top"]
+    return pd.DataFrame(rows, columns=columns).assign(n=images)
+
+
+def _mean_interval(
+    values: Float[np.ndarray, " c"], draws: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the mean by drawing from the values."""
+    generator = np.random.default_rng(seed)
+    drawn = values[generator.integers(0, len(values), (draws, len(values)))].mean(axis=1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def agreement(
