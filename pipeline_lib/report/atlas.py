@@ -39,7 +39,7 @@ def role_of(categories: Sequence[str]) -> dict[str, Any]:
     >>> role_of(["colour", "colour", "shape"])["category"]
     'colour'
     """
-    first = list(categories)[:ROLE_TEXTS]
+    first = [name for name in categories if name][:ROLE_TEXTS]
     counts = pd.Series(first, dtype=object).value_counts(sort=False)
     counts = counts.sort_values(ascending=False, kind="stable")
     if counts.empty:
@@ -51,9 +51,16 @@ def role_of(categories: Sequence[str]) -> dict[str, Any]:
     return {"category": category, "count": lead, "of": len(first), "margin": round(margin, 3)}
 
 
+def role_labels(run: Run) -> pd.DataFrame:
+    """Table `labels` in the order of ranks; no category where the pool has only one."""
+    labels = run["labels"].sort_values("rank", kind="stable")
+    one = labels["category"].nunique() < 2
+    return labels.assign(category="") if one else labels
+
+
 def roles(run: Run) -> pd.DataFrame:
     """Role of every component that has texts: model, component, id, kind, category, count, of."""
-    labels = run["labels"].sort_values("rank", kind="stable")
+    labels = role_labels(run)
     rows = [
         {"model": model, "component": component, "id": part["id"].iloc[0]}
         | {"kind": part["kind"].iloc[0]}
@@ -62,6 +69,12 @@ def roles(run: Run) -> pd.DataFrame:
     ]
     columns = ["model", "component", "id", "kind", "category", "count", "of", "margin"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def from_input(components: pd.DataFrame) -> pd.DataFrame:
+    """Components from the input to the output: the stem first, the bias last."""
+    end = components["kind"].map({"stem": -1, "bias": 1}).fillna(0)
+    return components.assign(end=end).sort_values(["end", "layer", "head"], kind="stable")
 
 
 def rows_of(components: pd.DataFrame) -> list[tuple[int, str]]:
@@ -76,7 +89,7 @@ def rows_of(components: pd.DataFrame) -> list[tuple[int, str]]:
     components
         Table `components` of one model.
     """
-    ordered = components.sort_values(["layer", "head"], kind="stable")
+    ordered = from_input(components)
     places: dict[int, tuple[int, str]] = {}
     row, block, attention, filled = -1, None, None, set[str]()
     for part in ordered.itertuples():
@@ -136,7 +149,7 @@ class _Lookup:
     def __init__(self, run: Run, book: PictureBook) -> None:
         self._run, self._book = run, book
         self._scores = _by_component(run["scores"])
-        self._labels = _by_component(run["labels"].sort_values("rank", kind="stable"))
+        self._labels = _by_component(role_labels(run))
         self._images = _by_component(run["top_images"].sort_values("rank", kind="stable"))
         near = run["neighbours"].sort_values("similarity", ascending=False, kind="stable")
         self._near = _by_component(near)
@@ -175,7 +188,7 @@ class _Lookup:
         if labels is not None and not is_absent(float(labels["strength"].iloc[0])):
             values["strength"] = [_short(labels["strength"].iloc[0])]
         for row in scores.to_dict("records") if scores is not None else ():
-            ends = [row[c] for c in ("score_low", "score_high") if c in row]
+            ends = [row[c] for c in ("low", "high") if c in row]
             values[f"score:{row['feature']}"] = [_short(v) for v in (row["score"], *ends)]
         for target, losses in self._drops.get(key[0], {}).items():
             if component in losses:

@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from pipeline_lib.report.style import Panel
-from pipeline_lib.report.words import is_absent
+from pipeline_lib.report.words import is_absent, short_name
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class Component:
 
     model: str
     id: str
+
+    @property
+    def name(self) -> str:
+        """What it is called on the page."""
+        return short_name(self.id)
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ class Gallery:
     tabs: Mapping[str, Sequence[GalleryRow]]
     files: Sequence[str] = ()
     large: bool = False
+    columns: int = 1
     kind: str = "gallery"
 
 

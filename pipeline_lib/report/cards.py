@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 COMPARED = 400
 #: Images that the comparison needs at least.
 _FEWEST = 8
+#: Images read at once: neighbours in a store, because scattered ones are slow to read.
+_RUN = 50
 _BATCH_BYTES = 128 * 2**20
 
 
@@ -175,11 +177,15 @@ def neighbours(dumps: Mapping[str, Dump], count: int = 1) -> pd.DataFrame:
 
 
 def _shared_images(dumps: Mapping[str, Dump]) -> np.ndarray:
-    """Positions, evenly spread, of the images to compare on; the same images in every dump."""
+    """Positions of the images to compare on: runs, evenly spread; the same in every dump."""
     ids = [dump.manifest["image_id"].tolist() for dump in dumps.values()]
     if any(one != ids[0] for one in ids[1:]):
         raise ArtifactError("the dumps hold different images; run snakemake to update them")
-    return np.unique(np.linspace(0, len(ids[0]) - 1, min(COMPARED, len(ids[0]))).astype(int))
+    count = len(ids[0])
+    if count <= COMPARED:
+        return np.arange(count)
+    starts = np.linspace(0, count - _RUN, COMPARED // _RUN).astype(int)
+    return np.unique(np.concatenate([np.arange(start, start + _RUN) for start in starts]))
 
 
 def _patterns(dump: Dump, index: np.ndarray) -> Float[np.ndarray, "c p"]:
@@ -189,12 +195,14 @@ def _patterns(dump: Dump, index: np.ndarray) -> Float[np.ndarray, "c p"]:
     patterns = np.zeros((len(dump.components), count * count), dtype=np.float32)
     for start in range(0, len(dump.components), step):
         parts = range(start, min(start + step, len(dump.components)))
-        values = dump.contributions(index, list(parts)).astype(np.float64)
+        runs = np.split(index, np.arange(_RUN, count, _RUN))
+        values = np.concatenate([dump.contributions(run, list(parts)) for run in runs])
         values -= values.mean(axis=0)
         for place, component in enumerate(parts):
-            gram = _unbiased(values[:, place] @ values[:, place].T)
+            part = values[:, place].astype(np.float64)
+            gram = _unbiased(part @ part.T)
             size = np.linalg.norm(gram)
-            scale = np.square(values[:, place]).sum()
+            scale = np.square(part).sum()
             if size > 1e-12 * max(scale, 1e-30) and scale > 1e-20:
                 patterns[component] = (gram / size).ravel()
     return patterns

@@ -22,7 +22,7 @@ def as_percent(axes: Axes, axis: str = "x") -> None:
     """Label an axis of shares in per cent."""
     chosen = axes.xaxis if axis == "x" else axes.yaxis
     chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}\u202f%"))
-    chosen.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    chosen.set_major_locator(MaxNLocator(5, steps=[1, 2.5, 5, 10]))
 
 
 def order_methods(methods: Sequence[str]) -> list[str]:
@@ -78,7 +78,7 @@ def dot_rows(
         if share:
             as_percent(axes)
         if legend:
-            legend_above(axes, order=[method_name(name) for name in names])
+            legend_above(axes, 2, [method_name(name) for name in names])
 
     return draw
 

@@ -22,6 +22,7 @@ from pipeline_lib.report.words import (
     plural,
     points,
     scientific,
+    short_name,
 )
 
 #: Which findings open the page, where the run has them: the first three of this order.
@@ -59,11 +60,16 @@ def first_screen(findings: dict[str, Finding]) -> list[Finding]:
     return [findings[name] for name in FIRST_SCREEN if name in findings][:3]
 
 
+def on_average(count: int, noun: str = "model") -> str:
+    """`on average over 3 models`, or nothing where there is only one to speak of."""
+    return f" on average over {plural(count, noun)}" if count > 1 else ""
+
+
 def component_link(model: str, component: str) -> Markup:
     """A component's name in a sentence; opens its card."""
     return Markup(
         '<button class="component" data-model="{}" data-component="{}">{}</button>'
-    ).format(model, component, component)
+    ).format(model, component, short_name(component))
 
 
 def _exactness(run: Run) -> Markup | None:
@@ -90,17 +96,19 @@ def _maps(run: Run) -> Markup | None:
     fitted = table[table["method"] != "identity"]
     if fitted.empty:
         return None
-    low, high = fitted.loc[fitted["cosine"].idxmin()], fitted.loc[fitted["cosine"].idxmax()]
+    spread = ""
+    if len(fitted) > 1:
+        low, high = fitted.loc[fitted["cosine"].idxmin()], fitted.loc[fitted["cosine"].idxmax()]
+        spread = f", from {decimal(low['cosine'], 2)} for {low['model']} "
+        spread += f"to {decimal(high['cosine'], 2)} for {high['model']}"
     return Markup(
         "On held-out images the mapped contributions point to the target with a mean cosine of "
-        "<b>{}</b> over {} (from {} for {} to {} for {})."
+        "<b>{}</b>{}{}; <b>{}</b> of the images lie nearest to their own."
     ).format(
         decimal(fitted["cosine"].mean(), 2),
-        plural(len(fitted), "fitted map"),
-        decimal(low["cosine"], 2),
-        low["model"],
-        decimal(high["cosine"], 2),
-        high["model"],
+        on_average(len(fitted), "fitted map"),
+        spread,
+        percent(fitted["recall_at_1"].mean(), 0),
     )
 
 
@@ -158,9 +166,8 @@ def _ablation(run: Run) -> Markup | None:
     if not clauses:
         return None
     return Markup(
-        "Replacing the direct effect by its mean over images changes the accuracy, {} on average "
-        "over {}: {}."
-    ).format(percent(full.mean()), plural(len(full), "model"), Markup(", ").join(clauses))
+        "Replacing direct effects by their means over images changes the accuracy of {}{}: {}."
+    ).format(percent(full.mean()), on_average(len(full)), Markup(", ").join(clauses))
 
 
 def mean_by_model(table: pd.DataFrame) -> pd.Series:
@@ -174,12 +181,25 @@ def report_k(table: pd.DataFrame) -> int:
     return 10 if 10 in measured else int(measured[-1])
 
 
+def is_asked(table: pd.DataFrame) -> pd.Series:
+    """Rows of the table `retrieval` that measure the property asked for.
+
+    Where a feature is no column of the manifest, the images are judged by their label instead.
+    """
+    judged = set(table.loc[table["feature"] == table["measured"], "feature"])
+    features = set(table["feature"])
+    by_label = ~table["feature"].isin(judged) & ~table["measured"].isin(features)
+    return (table["feature"] == table["measured"]) | by_label
+
+
 def _retrieval(run: Run) -> Markup | None:
     table = run["retrieval"]
     if table.empty:
         return None
     k = report_k(table)
-    asked = table[(table["feature"] == table["measured"]) & (table["k"] == k)]
+    asked = table[is_asked(table) & (table["k"] == k)]
+    if asked.empty:
+        return None
     query = "text" if (asked["query"] == "text").any() else "image"
     means = asked[asked["query"] == query].groupby("method", sort=False)["precision"].mean()
     if "components" not in means:
@@ -195,14 +215,14 @@ def _retrieval(run: Run) -> Markup | None:
     ]
     return Markup(
         "Asked by {} for one property, a feature’s top components have it right in <b>{}</b> of "
-        "the first {} images{}, on average over {} and {}."
+        "the first {} images{}, on average over {}{}."
     ).format(
         query,
         percent(means["components"], 0),
         k,
         f" ({', '.join(others)})" if others else "",
-        plural(asked["model"].nunique(), "model"),
         plural(asked["feature"].nunique(), "feature"),
+        f" of {plural(models, 'model')}" if (models := asked["model"].nunique()) > 1 else "",
     )
 
 
@@ -239,17 +259,19 @@ def _segmentation(run: Run) -> Markup | None:
         f"{method_name(str(name))} {percent(column.mean(), 0)}"
         for name, column in baselines.items()
     ]
+    verdict = f"they are above every baseline in {wins} of {len(wide)}"
+    if len(wide) == 1:
+        verdict = f"they are {'' if wins else 'not '}above every baseline"
     return Markup(
-        "Thresholded, the token heat maps segment the object with {} <b>{}</b> under protocol {} "
-        "on average over {}{}; they are above every baseline in {} of {}."
+        "Thresholded, the token heat maps segment the object with {} of <b>{}</b> under protocol "
+        "{}{}{}; {}."
     ).format(
-        "a mean IoU of" if value == "miou" else "an object IoU of",
+        "a mean IoU" if value == "miou" else "an IoU",
         percent(wide["decomposition"].mean(), 0),
         protocol,
-        plural(len(wide), "model"),
+        on_average(len(wide)),
         f" ({', '.join(named)})" if named else "",
-        wins,
-        len(wide),
+        verdict,
     )
 
 
@@ -280,11 +302,11 @@ def _spurious(run: Run) -> Markup | None:
         spread = f", from {points(ablated[low])} ({low}) to {points(ablated[high])} ({high})"
     return Markup(
         "Replacing the {} that score highest for the spurious cue by their means changes the "
-        "accuracy of the worst group by <b>{}</b> on average over {}{}{}."
+        "accuracy of the worst group by <b>{}</b>{}{}{}."
     ).format(
         plural(k, "component"),
         points(mean(ablated.tolist())),
-        plural(len(ablated), "model"),
+        on_average(len(ablated)),
         spread,
         f"; {listed(extra)}" if extra else "",
     )

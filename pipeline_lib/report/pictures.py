@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
+from pipeline_lib.artifacts import TABLES
 from pipeline_lib.errors import ArtifactError
 from pipeline_lib.images import read_image
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 SMALL, LARGE = 128, 288
 #: Encoded bytes of all pictures of a page; base64 adds a third.
 BUDGET = 7_500_000
+_DECLARED = {column.name for column in TABLES["manifest"].columns} | {"dataset"}
 #: Factors tried in turn on the sizes until the pictures fit.
 _SCALES = (1.0, 0.75, 0.5, 0.375, 0.25)
 
@@ -61,8 +63,8 @@ class PictureBook:
                 f"image {image_id!r} is not in the manifest of {dataset!r}; the tables come from "
                 "different runs: run snakemake again"
             ) from None
-        words = [row.get("caption"), row.get("label")]
-        note = next((str(word) for word in words if isinstance(word, str) and word), "")
+        words = [row.get("caption")] if isinstance(row.get("caption"), str) else _words(row)
+        note = " · ".join(words)
         key = f"{dataset}/{image_id}" + ("@large" if large else "")
         self._ask(key, self._folders[dataset] / str(row["path"]), large, note or image_id)
         return key
@@ -107,6 +109,12 @@ class PictureBook:
             key: ("data:image/webp;base64," + base64.b64encode(data).decode(), self._notes[key])
             for key, data in encoded.items()
         }
+
+
+def _words(row: pd.Series) -> list[str]:
+    """Label of an image and its factors, as far as they are texts."""
+    values = [row.get("label"), *(row[name] for name in row.index if name not in _DECLARED)]
+    return list(dict.fromkeys(value for value in values if isinstance(value, str)))
 
 
 def _webp(path: Path, side: int) -> bytes:

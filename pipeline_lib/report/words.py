@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 ABSENT = "–"
@@ -138,6 +139,7 @@ def mean(values: Sequence[float]) -> float:
     return sum(kept) / len(kept) if kept else math.nan
 
 
+_WRAPPERS = re.compile(r"^(?:(?:visual|trunk|transformer|model)\.)+")
 _METHODS = {
     "components": "top components",
     "representation": "whole representation",
@@ -156,6 +158,15 @@ def method_name(name: str) -> str:
     'raw attention'
     """
     return _METHODS.get(name, spaced(name))
+
+
+def short_name(component: str) -> str:
+    """Name of a component without the wrappers that all components of its model have.
+
+    >>> short_name("visual.transformer.resblocks.3.attn/head2")
+    'resblocks.3.attn/head2'
+    """
+    return _WRAPPERS.sub("", component)
 
 
 def images_of(split: str | None) -> str:

@@ -74,7 +74,9 @@ def test_payload_holds_the_tables_numbers(run):
     rows = run["scores"].query("model == 'deit' and id == 'blocks.5.attn/head1'")
     scores = rows.set_index("feature")["score"]
     for feature in data["features"]:
-        assert card["values"][f"score:{feature}"] == [pytest.approx(scores[feature], rel=1e-3)]
+        value, low, high = card["values"][f"score:{feature}"]
+        assert value == pytest.approx(scores[feature], rel=1e-3)
+        assert low < value < high
     single = run["ablation"].query("model == 'deit' and target == 'shape'")
     full = single.query("curve == 'none'")["accuracy"].iloc[0]
     without = single.query("ablated == 'blocks.5.attn/head1'")["accuracy"].iloc[0]

@@ -41,12 +41,12 @@ def _curves(run: Run) -> Figure:
     panels = [_curve_panel(table[table["model"] == name], name) for name in run.models_in(table)]
     targets = [str(name) for name in dict.fromkeys(table["target"])]
     settings = run.config["applications"]["ablation"]
-    band = f" averaged over {listed(targets)}, with their range" if len(targets) > 1 else ""
+    tasks = f" ({listed(targets)}: thin; their mean: thick)" if len(targets) > 1 else ""
     return Figure(
         "ablation",
         "Accuracy while layers are ablated",
         Caption(
-            f"Accuracy{band} as layers are ablated from the input on and from the output back; "
+            f"Accuracy{tasks} as layers are ablated from the input on and from the output back; "
             "dotted: all MLPs, or all attention.",
             "The direct effect of each ablated component is replaced by its mean over "
             f"{images_of(settings['reference_split'])}. Classifiers: "
@@ -87,14 +87,16 @@ def _curve_panel(part: pd.DataFrame, model: str) -> Panel:
 
 
 def _draw_curve(axes: Axes, steps: pd.DataFrame, words: str, place: int) -> None:
-    """Mean over the targets as a line, their range as a band."""
+    """Mean over the tasks as a thick line, each task as a thin one."""
     if steps.empty:
         return
-    found = steps.groupby("step")["accuracy"].agg(["mean", "min", "max"])
-    share = found.index / max(1, found.index.max())
-    shade = series_colour(place)
-    axes.fill_between(share, found["min"], found["max"], color=shade, alpha=0.15, linewidth=0)
-    axes.plot(share, found["mean"], color=shade, linestyle=LINES[place], label=words)
+    shade, last = series_colour(place), max(1, steps["step"].max())
+    tasks = steps.pivot_table(index="step", columns="target", values="accuracy", sort=False)
+    if tasks.shape[1] > 1:
+        for values in tasks.to_numpy().T:
+            axes.plot(tasks.index / last, values, color=shade, linewidth=0.8, alpha=0.35)
+    mean = tasks.mean(axis=1)
+    axes.plot(mean.index / last, mean, color=shade, linestyle=LINES[place], label=words)
 
 
 def _draw_level(axes: Axes, accuracy: pd.Series, words: str, side: _Side) -> None:

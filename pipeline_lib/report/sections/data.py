@@ -189,7 +189,7 @@ def features_section(run: Run) -> Section:
 
 def _concepts(run: Run, concepts: pd.DataFrame) -> Listing:
     one = concepts.drop_duplicates(["feature", "text"])
-    rows = one.groupby("feature", sort=False)["text"].agg([len, ", ".join]).reset_index()
+    rows = one.groupby("feature", sort=False)["text"].agg([len, " · ".join]).reset_index()
     rows.columns = ["feature", "words", "list"]
     fields = [
         Field("feature", "feature", number=False),

@@ -7,9 +7,17 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from pipeline_lib.report.atlas import NO_ROLE, ROLE_MARGIN, ROLE_SHARE, ROLE_TEXTS, roles
+from pipeline_lib.report.atlas import (
+    NO_ROLE,
+    ROLE_MARGIN,
+    ROLE_SHARE,
+    ROLE_TEXTS,
+    from_input,
+    roles,
+)
 from pipeline_lib.report.blocks import (
     Atlas,
     Block,
@@ -22,7 +30,7 @@ from pipeline_lib.report.blocks import (
     Section,
     Tree,
 )
-from pipeline_lib.report.charts import as_percent, line_set, stacked_rows
+from pipeline_lib.report.charts import as_percent, legend_above, line_set, stacked_rows
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.findings import specialists
 from pipeline_lib.report.style import Panel, colour, draw_panel
@@ -30,6 +38,8 @@ from pipeline_lib.report.words import listed, percent, plural, whole
 
 #: Share of a feature's score whose number of components is reported.
 CARRIED = 0.9
+#: Features up to which depth is drawn as lines.
+MAX_LINES = 6
 #: Heading of the share in the representation itself, beside those in the features.
 _WHOLE = "direct effect"
 
@@ -96,24 +106,35 @@ def _depth(run: Run) -> Figure:
     layers["depth"] = (layers["layer"].clip(lower=0) / deepest).astype(float)
     layers["cumulative"] = layers.groupby(["model", "feature"], sort=False)["score"].cumsum()
     features = list(dict.fromkeys(table["feature"]))
+    few = len(features) <= MAX_LINES
     panels = [
-        draw_panel(_depth_lines(layers[layers["model"] == model], features), model, 3.0, 2.4)
-        for model in run.models
+        _depth_panel(layers[layers["model"] == model], features, model) for model in run.models
     ]
     return Figure(
         "depth",
         "Where in depth each feature lives",
         Caption(
-            "Share of each feature’s score carried up to a depth.",
-            "Scores summed over the components of a layer, then from the input on; depth is the "
-            "layer over the last layer.",
+            "Share of each feature’s score carried up to a depth."
+            if few
+            else "Share of each feature’s score carried by each layer (orange: negative).",
+            "Scores summed over the components of a layer"
+            + (", then from the input on; depth is the layer over the last layer." if few else "."),
             _images(run),
-            "A line may pass 100\u202f% where later components work against earlier ones.",
+            "A line may pass 100\u202f% where later components work against earlier ones."
+            if few
+            else "",
         ),
         panels,
         layers,
         run.files["scores"],
     )
+
+
+def _depth_panel(part: pd.DataFrame, features: list[str], model: str) -> Panel:
+    """Lines that add up from the input; for many features rows of squares, one per layer."""
+    if len(features) <= MAX_LINES:
+        return draw_panel(_depth_lines(part, features), model, 3.0, 2.4)
+    return draw_panel(_depth_rows(part, features), model, 3.9, 1.0 + 0.2 * len(features))
 
 
 def _depth_lines(part: pd.DataFrame, features: list[str]) -> Callable[[Axes], None]:
@@ -125,6 +146,27 @@ def _depth_lines(part: pd.DataFrame, features: list[str]) -> Callable[[Axes], No
         axes.set_xlim(0, 1)
         as_percent(axes, "y")
         axes.legend(loc="upper left", handlelength=1.8, borderaxespad=0.2)
+
+    return draw
+
+
+def _depth_rows(part: pd.DataFrame, features: list[str]) -> Callable[[Axes], None]:
+    def draw(axes: Axes) -> None:
+        layers = sorted(part["layer"].unique())
+        most = part["score"].abs().max() or 1.0
+        for row in part.itertuples():
+            shade = colour("c1" if row.score >= 0 else "c2")
+            corner = (layers.index(row.layer) - 0.5, features.index(row.feature) - 0.5)
+            axes.add_patch(
+                Rectangle(corner, 1, 1, facecolor=shade, alpha=abs(row.score) / most, linewidth=0)
+            )
+        axes.set_xlim(-0.5, len(layers) - 0.5)
+        axes.set_ylim(len(features) - 0.5, -0.5)
+        axes.set_yticks(range(len(features)), features)
+        axes.set_xticks([0, len(layers) - 1], ["input", "output"])
+        axes.set_xlabel(f"layers; darkest: {percent(most, 0)} of the feature")
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
 
     return draw
 
@@ -213,7 +255,8 @@ def _roles(run: Run, found: pd.DataFrame) -> Figure:
             f"{ROLE_TEXTS} texts share a category that leads the next by "
             f"{100 * ROLE_MARGIN:.0f} % or more.",
             plural(len(heads), "head"),
-            "A category with more texts in the pool is found more often by chance."
+            "A category with more texts in the pool is found more often by chance; a pool of one "
+            "category tells no role."
             + (f" Rarer roles are counted with “{NO_ROLE}”." if len(rest) > 1 else ""),
         ),
         [draw_panel(stacked_rows(counts, "heads", NO_ROLE), "", 5.2, 1.1 + 0.3 * len(counts))],
@@ -271,7 +314,7 @@ def _explained_panel(part: pd.DataFrame, model: str) -> Panel:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         as_percent(axes, "y")
         axes.grid(axis="y")
-        axes.legend(loc="lower right", handlelength=1.8, borderaxespad=0.2)
+        legend_above(axes, columns=2)
 
     return draw_panel(draw, model, 3.0, 2.4)
 
@@ -309,7 +352,7 @@ def _tree(run: Run) -> Tree:
 def _branches(
     model: str, parts: pd.DataFrame, shares: pd.DataFrame, texts: dict[int, list[str]]
 ) -> Branch:
-    parts = parts[parts["component"].isin(shares.index)].sort_values(["layer", "head"])
+    parts = from_input(parts[parts["component"].isin(shares.index)])
     staged = parts["stage"].nunique() > 1
 
     def leaf(part: pd.Series) -> Branch:

@@ -8,9 +8,11 @@ import pandas as pd
 import yaml
 
 from pipeline_lib.report.blocks import Caption, Field, Listing, Section
-from pipeline_lib.report.collect import Run
+from pipeline_lib.report.collect import APPLICATIONS, STAGES, Run
 from pipeline_lib.report.sections.model import model_facts
 from pipeline_lib.report.words import duration, is_absent, plural, whole
+
+_ORDER = ("world", *STAGES, *APPLICATIONS, "report")
 
 
 def provenance_section(run: Run) -> Section:
@@ -87,6 +89,8 @@ def _times(run: Run) -> Listing:
         longest=("seconds", "max"),
         memory=("memory", "max"),
     )
+    order = [stage for stage in _ORDER if stage in stages.index]
+    stages = stages.loc[[*order, *(stage for stage in stages.index if stage not in order)]]
     total = pd.DataFrame(
         {
             "stage": ["all"],

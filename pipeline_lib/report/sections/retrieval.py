@@ -16,10 +16,13 @@ from pipeline_lib.report.blocks import (
 )
 from pipeline_lib.report.charts import dot_rows
 from pipeline_lib.report.collect import Run
-from pipeline_lib.report.findings import report_k
+from pipeline_lib.report.findings import is_asked, report_k
 from pipeline_lib.report.pictures import PictureBook
 from pipeline_lib.report.style import draw_panel
 from pipeline_lib.report.words import method_name, percent, plural
+
+#: Methods whose images are shown side by side.
+_SHOWN = ("components", "representation")
 
 
 def retrieval_blocks(run: Run, book: PictureBook) -> list[Block]:
@@ -37,7 +40,7 @@ def _precision(run: Run) -> Figure:
     panels = []
     for query in [name for name in ("text", "image") if (at_k["query"] == name).any()]:
         for asked in (True, False):
-            part = at_k[(at_k["query"] == query) & ((at_k["feature"] == at_k["measured"]) == asked)]
+            part = at_k[(at_k["query"] == query) & (is_asked(at_k) == asked)]
             if part.empty:
                 continue
             wide = part.pivot_table(index="model", columns="method", values="precision", sort=False)
@@ -69,7 +72,7 @@ def _precision(run: Run) -> Figure:
 def _precision_table(run: Run) -> Listing:
     table = run["retrieval"]
     k = report_k(table)
-    part = table[(table["feature"] == table["measured"]) & (table["k"] == k)]
+    part = table[is_asked(table) & (table["k"] == k)]
     wide = part.pivot_table(
         index=["model", "query", "feature"], columns="method", values="precision", sort=False
     ).reset_index()
@@ -92,6 +95,7 @@ def _precision_table(run: Run) -> Listing:
 
 def _examples(run: Run, book: PictureBook) -> Gallery:
     table = run["retrieval_examples"].sort_values("rank", kind="stable")
+    table = table[table["method"].isin(_SHOWN)]
     count = int(run.config["report"]["examples"])
     tabs = {name: _example_rows(table[table["model"] == name], book, count)
             for name in run.models_in(table)}  # fmt: skip
@@ -102,28 +106,33 @@ def _examples(run: Run, book: PictureBook) -> Gallery:
             "The first images for one query of each feature, best first: ✓ has the asked property, "
             "✗ has not.",
             "Ranked over all images of the set; a probe image is left out of its own result.",
-            plural(len(table), "retrieved image"),
+            plural(sum(len(rows) for rows in tabs.values()), "query", "queries"),
+            "One query of each feature, the first; not chosen by how well it went.",
         ),
         tabs,
         run.files["retrieval_examples"],
+        columns=len(_SHOWN),
     )
 
 
 def _example_rows(table: pd.DataFrame, book: PictureBook, count: int) -> list[GalleryRow]:
+    """One query of each feature; the methods one below the other."""
     rows = []
-    for (query, feature, probe, method), part in table.groupby(
-        ["query", "feature", "probe", "method"], sort=False
-    ):
-        dataset = str(part["dataset"].iloc[0])
-        lead = Picture(book.image(dataset, str(probe)), "probe") if query == "image" else None
-        pictures = [
-            Picture(
-                book.image(dataset, row.image_id),
-                "",
-                None if pd.isna(row.correct) else bool(row.correct),
-            )
-            for row in part.head(count).itertuples()
-        ]
+    for (query, feature), asked in table.groupby(["query", "feature"], sort=False):
+        probe = str(asked["probe"].iloc[0])
+        asked = asked[asked["probe"] == probe]
+        dataset = str(asked["dataset"].iloc[0])
+        lead = Picture(book.image(dataset, probe), "probe") if query == "image" else None
         title = f"{feature}: “{probe}”" if query == "text" else f"{feature} of this image"
-        rows.append(GalleryRow(title, pictures, method_name(str(method)), lead))
+        for method in _SHOWN:
+            part = asked[asked["method"] == method]
+            pictures = [
+                Picture(book.image(dataset, row.image_id), "", _verdict(row.correct))
+                for row in part.head(count).itertuples()
+            ]
+            rows.append(GalleryRow(title, pictures, method_name(method), lead))
     return rows
+
+
+def _verdict(correct: object) -> bool | None:
+    return None if pd.isna(correct) else bool(correct)

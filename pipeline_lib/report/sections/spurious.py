@@ -71,7 +71,7 @@ def _group_panel(part: pd.DataFrame, model: str) -> Panel:
         axes.set_yticks(range(len(rows)), [names.get(row, row) for row in rows])
         axes.invert_yaxis()
         axes.margins(y=0.08)
-        axes.set_xlim(max(0.0, np.floor(part["accuracy"].min() * 10) / 10 - 0.05), 1.02)
+        axes.set_xlim(max(-0.03, np.floor(part["accuracy"].min() * 10) / 10 - 0.05), 1.03)
         as_percent(axes)
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)

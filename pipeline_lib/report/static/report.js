@@ -231,6 +231,7 @@
   const models = atlas ? atlas.models : [];
   const parts = models.flatMap((model) => model.components.map((part) => ({ ...part, model: model.name })));
   const partOf = new Map(parts.map((part) => [`${part.model}\n${part.id}`, part]));
+  const shortName = (id) => id.replace(/^(?:(?:visual|trunk|transformer|model)\.)+/, "");
   const kindWords = { mlp: "MLP", conv: "convolution" };
   const kindWord = (kind) => kindWords[kind] ?? kind;
   const cells = new Map();
@@ -326,7 +327,7 @@
 
   function showTip(part, button) {
     const measure = measureNow();
-    tip.replaceChildren(el("b", {}, part.id), el("p", {}, `${measure.name}: ${valueText(part, measure)}`),
+    tip.replaceChildren(el("b", {}, shortName(part.id)), el("p", {}, `${measure.name}: ${valueText(part, measure)}`),
       part.role ? el("p", {}, roleText(part.role)) : "",
       part.texts.length ? el("p", {}, part.texts.slice(0, 3).map((text) => text[0]).join(" · ")) : "");
     tip.hidden = false;
@@ -343,7 +344,6 @@
     const measure = measureNow();
     const values = parts.map((part) => valueOf(part, measure.key)).filter((value) => value !== null);
     const most = Math.max(1e-9, ...values.map(Math.abs));
-    const below = values.some((value) => value < 0);
     cells.forEach((button, part) => {
       const value = valueOf(part, measure.key);
       button.classList.toggle("none", value === null);
@@ -351,17 +351,22 @@
       button.style.setProperty("--v", value === null ? 0 : Math.sqrt(Math.abs(value) / most).toFixed(3));
       button.setAttribute("aria-label", `${part.id}: ${valueText(part, measure)}`);
     });
-    const mix = (share, shade) => `color-mix(in oklab, var(--${shade}) ${share * 100}%, var(--cell))`;
-    const ramp = [0, 0.25, 0.5, 0.75, 1];
-    const stops = below
-      ? [...[...ramp].reverse().slice(0, 4).map((s) => mix(s, "c2")), ...ramp.map((s) => mix(s, "accent"))]
-      : ramp.map((s) => mix(s, "accent"));
-    const ticks = below ? [-most, -most / 4, 0, most / 4, most] : [0, most / 4, most];
-    const digits = most < 0.1 ? 1 : 0;
+    showLegend(measure, Math.max(0, ...values.map((value) => -value)), Math.max(0, ...values), most);
+  }
+
+  // A bar on the square-root scale of the cells, from the lowest value to the highest.
+  function showLegend(measure, lowest, highest, most) {
+    const [start, end] = [-Math.sqrt(lowest / most), Math.sqrt(highest / most)];
+    const place = (root) => (100 * (root - start)) / Math.max(end - start, 1e-9);
+    const mix = (root) => `color-mix(in oklab, var(--${root < 0 ? "c2" : "accent"}) ${Math.abs(root) * 100}%, var(--cell)) ${place(root).toFixed(1)}%`;
+    const roots = [...new Set([start, 0, end / 2, end])].sort((a, b) => a - b);
+    const value = (root) => Math.sign(root) * root * root * most;
+    const labelled = roots.filter((root) => root >= 0 || place(0) > 14);
     byId("atlas-legend").replaceChildren(el("div", { class: "ramp" },
-      el("div", { class: "bar", style: `background: linear-gradient(to right, ${stops.join(", ")})` }),
-      el("div", { class: "ticks" }, ticks.map((tick) => el("span", {}, percent(tick, digits))))),
-      el("span", {}, measure.label));
+      el("div", { class: "bar", style: `background: linear-gradient(to right, ${roots.map(mix).join(", ")})` }),
+      el("div", { class: "ticks" }, labelled.map((root) =>
+        el("span", { style: `left: ${place(root)}%` }, percent(value(root), most < 0.1 ? 1 : 0))))),
+      el("span", {}, measure.label + (lowest ? "; orange: below zero" : "")));
   }
 
   // A word asked for matches the beginning of a word: "red" finds "red" and "reddish", not "checkered".
@@ -419,7 +424,7 @@
       count > found.length ? el("p", { class: "hint" }, `The first ${found.length} of ${count}.`) : "");
   }
   function componentButton(model, id) {
-    return el("button", { type: "button", class: "component", "data-model": model, "data-component": id }, id);
+    return el("button", { type: "button", class: "component", "data-model": model, "data-component": id }, shortName(id));
   }
 
   // Cards
