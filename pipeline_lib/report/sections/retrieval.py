@@ -128,7 +128,7 @@ def _example_rows(table: pd.DataFrame, book: PictureBook, count: int) -> list[Ga
             part = asked[asked["method"] == method]
             pictures = [
                 Picture(book.image(dataset, row.image_id), "", _verdict(row.correct))
-                for row in part.head(count).itertuples()
+                for row in part.head(count - (lead is not None)).itertuples()
             ]
             rows.append(GalleryRow(title, pictures, method_name(method), lead))
     return rows

@@ -366,7 +366,7 @@
       el("div", { class: "bar", style: `background: linear-gradient(to right, ${roots.map(mix).join(", ")})` }),
       el("div", { class: "ticks" }, labelled.map((root) =>
         el("span", { style: `left: ${place(root)}%` }, percent(value(root), most < 0.1 ? 1 : 0))))),
-      el("span", {}, measure.label + (lowest ? "; orange: below zero" : "")));
+      el("span", {}, measure.label + (lowest > most / 50 ? "; orange: below zero" : "")));
   }
 
   // A word asked for matches the beginning of a word: "red" finds "red" and "reddish", not "checkered".
