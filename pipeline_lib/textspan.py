@@ -221,6 +221,12 @@ def component_variances(found: Moments, component: int) -> Float[np.ndarray, " p
     return _factor(found, component).square().sum(dim=1).numpy()
 
 
+def principal_directions(found: Moments, component: int) -> Float[Tensor, "p e"]:
+    """Principal directions of a mapped component as orthonormal rows, the largest first."""
+    factor = _factor(found, component)
+    return factor / factor.norm(dim=1, keepdim=True).clamp_min(1e-300)
+
+
 def _factor(found: Moments, component: int) -> Float[Tensor, "p e"]:
     """Rows whose Gram matrix is the covariance of a mapped component; orthogonal, largest first."""
     eigenvalues, vectors = torch.linalg.eigh(found.within[component])

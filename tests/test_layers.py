@@ -18,8 +18,10 @@ LAYERS = (
     {"errors", "artifacts", "config"},
     {"_torchvision", "images", "device", "text_pool", "coordinates"},
     {
-        "decomposition", "maps", "scores", "textspan", "significance", "roles", "validation",
-        "classify", "ablation", "retrieval", "heatmaps", "segmentation", "spurious",
+        "decomposition", "maps", "scores", "textspan", "significance", "roles", "truths",
+        "validation", "comparison", "hierarchy", "reconstruction",
+        "passes", "classify", "ablation", "ablation_plan", "retrieval", "heatmaps", "segmentation",
+        "spurious",
     },
     {
         "models", "manifest", "store", "dumps", "features", "image_features", "contributions",

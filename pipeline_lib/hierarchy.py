@@ -1,0 +1,161 @@
+"""The representation opened from coarse to fine, each part with its share and its texts.
+
+Levels: representation, stage (where the model has several), block, component. A part's contribution
+is the sum of its components'; its share of the representation's variance is its covariance with the
+whole, so that the shares of the parts of a part add up to its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline_lib.coordinates import Bases, Encoded
+from pipeline_lib.scores import Moments
+from pipeline_lib.textspan import Labels, explained
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model: its level, its name, the name of what it is part of, its components."""
+
+    level: str
+    node: str
+    parent: str
+    members: tuple[int, ...]
+
+
+def parts_of(components: pd.DataFrame) -> list[Part]:
+    """Parts of a model from coarse to fine; every level holds every component once.
+
+    Parameters
+    ----------
+    components
+        Table `components`.
+    """
+    whole = Part("representation", "representation", "", tuple(components["component"]))
+    parts, above = [whole], pd.Series("representation", index=components.index)
+    stages = components["stage"].where(components["stage"] >= 0)
+    if stages.nunique() > 1:
+        names = _named("stage", components["stage"], components)
+        parts += _level("stage", names, above, components)
+        above = names
+    names = _named("block", components["block"], components)
+    parts += _level("block", names, above, components)
+    return parts + _level("component", components["id"], names, components)
+
+
+def _named(level: str, numbers: pd.Series, components: pd.DataFrame) -> pd.Series:
+    """`stage 0`, `stage 1`, …; what belongs to none (stem, bias) under the name of its kind."""
+    named = level + " " + numbers.astype(str)
+    return named.where(numbers >= 0, components["kind"])
+
+
+def _level(
+    level: str, names: pd.Series, parents: pd.Series, components: pd.DataFrame
+) -> list[Part]:
+    parts = []
+    for name in dict.fromkeys(names):
+        rows = components[names == name]
+        parent = str(parents[rows.index[0]])
+        parts.append(Part(level, str(name), parent, tuple(rows["component"])))
+    return parts
+
+
+def part_moments(encoded: Encoded, found: Moments, parts: Sequence[Part]) -> Moments:
+    """Moments with parts in the place of components, in the coordinates of CLIP space.
+
+    Parameters
+    ----------
+    encoded, found
+        Coordinates and moments of the components, of the same images.
+    parts
+        Parts; the moments of the components themselves are not needed.
+    """
+    width, slices = found.total.shape[0], found.bases.slices
+    columns = [torch.cat([_range(slices[c]) for c in part.members]) for part in parts]
+    within = [torch.zeros(width, width, dtype=torch.float64) for _ in parts]
+    cross = torch.zeros(len(parts), width, width, dtype=torch.float64)
+    blocks = found.blocks.float()
+    for start in range(0, len(encoded), _CHUNK):
+        rows = encoded.rows(np.arange(start, min(start + _CHUNK, len(encoded))))
+        centred = rows - found.mean.float()
+        whole = centred @ blocks
+        for place, chosen in enumerate(columns):
+            part = centred[:, chosen] @ blocks[chosen]
+            within[place] += part.T @ part
+            cross[place] += part.T @ whole
+    mean = [found.mean[chosen] @ found.blocks[chosen] for chosen in columns]
+    strengths = torch.stack([found.strengths[list(part.members)].sum() for part in parts])
+    return Moments(
+        n=len(encoded),
+        bases=Bases([None] * len(parts), width),
+        blocks=torch.eye(width, dtype=torch.float64).repeat(len(parts), 1),
+        mean=torch.cat(mean),
+        within=[matrix / len(encoded) for matrix in within],
+        cross=cross.flatten(0, 1) / len(encoded),
+        total=found.total,
+        strengths=strengths,
+    )
+
+
+def _range(columns: slice) -> torch.Tensor:
+    return torch.arange(columns.start, columns.stop)
+
+
+def hierarchy_table(
+    parts: Sequence[Part],
+    found: Moments,
+    labels: Sequence[Labels],
+    texts: Sequence[str],
+    categories: Sequence[str],
+    heldout: Moments | None = None,
+) -> pd.DataFrame:
+    """Rows of table `hierarchy`, without model and data set: one per part and text.
+
+    Parameters
+    ----------
+    parts, found, labels
+        Parts, their moments from `part_moments`, and their labels from `label_components`; a part
+        that does not vary has one row without a text.
+    texts, categories
+        The pool.
+    heldout
+        Moments of the same parts over other images.
+    """
+    spread = found.total.trace().clamp_min(1e-300)
+    rows = []
+    for place, (part, label) in enumerate(zip(parts, labels, strict=True)):
+        columns = found.bases.slices[place]
+        fact = {
+            "level": part.level,
+            "node": part.node,
+            "parent": part.parent,
+            "components": len(part.members),
+            "share": float(found.cross[columns].trace() / spread),
+        }
+        fresh = [float("nan")] * len(label.texts)
+        if heldout is not None and label.texts:
+            fresh = explained(heldout, place, label.directions).tolist()
+        for rank, text in enumerate(label.texts):
+            rows.append(
+                fact
+                | {
+                    "rank": rank,
+                    "text": texts[text],
+                    "category": categories[text],
+                    "variance": label.gains[rank],
+                    "cumulative": float(sum(label.gains[: rank + 1])),
+                    "cumulative_heldout": fresh[rank],
+                }
+            )
+        if not label.texts:
+            nothing = {"rank": 0, "text": "", "category": "", "variance": 0.0, "cumulative": 0.0}
+            rows.append(fact | nothing | {"cumulative_heldout": float("nan")})
+    return pd.DataFrame(rows)

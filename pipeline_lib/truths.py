@@ -1,0 +1,298 @@
+"""What is known of each component: what its part in the true factors is, and in CLIP's ranking.
+
+Truths, each a number per component and feature: `decodability`, how well the factor is read off
+the component alone; `ablation_loss` and `margin_loss`, what replacing the component by its mean
+costs a reader of the whole; `clip_agreement`, how alike the component and the reference CLIP rank
+the images for the feature's descriptors. `validation` holds scores against them. Axis letters: `c`
+component, `f` factor or feature, `r` coordinates of all components, `v` value of a factor, `s`
+shuffle.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import rankdata
+from torch import Tensor
+
+from pipeline_lib.coordinates import Encoded
+from pipeline_lib.errors import DataError
+from pipeline_lib.scores import Moments
+
+#: Columns of table `truth` that need known factors.
+FACTOR_TRUTHS = ("decodability", "accuracy", "ablation_loss", "margin_loss")
+#: Folds of the cross-validation of linear readers.
+FOLDS = 5
+#: Ridge of linear readers, relative to the mean variance of a coordinate.
+RIDGE = 1e-3
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Known factors of the images, as numbers.
+
+    Attributes
+    ----------
+    names
+        Factors.
+    codes
+        Value of each factor of each image, as a number from 0 `[n, f]`.
+    counts
+        Number of values of each factor.
+    """
+
+    names: tuple[str, ...]
+    codes: Int[np.ndarray, "n f"]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, images: pd.DataFrame, names: Sequence[str]) -> Factors:
+        """Factors from the columns `names` of a manifest.
+
+        Raises
+        ------
+        DataError
+            A column has missing values or one value only.
+        """
+        problems = [f"{n!r} has missing values" for n in names if images[n].isna().any()]
+        problems += [f"{n!r} has one value only" for n in names if images[n].nunique() < 2]
+        if problems:
+            raise DataError(f"factors of the images: {'; '.join(problems)}")
+        columns = [pd.factorize(images[name], sort=True)[0] for name in names]
+        codes = np.stack(columns, axis=1) if columns else np.zeros((len(images), 0), dtype=int)
+        return cls(tuple(names), codes, tuple(int(column.max()) + 1 for column in columns))
+
+    @property
+    def slices(self) -> list[slice]:
+        """Columns of the one-hot code that belong to each factor."""
+        ends = np.cumsum((0, *self.counts))
+        return [slice(a, b) for a, b in itertools.pairwise(ends)]
+
+    def one_hot(self) -> Float[Tensor, "n v"]:
+        """One column per value of each factor, 1 where the image has it."""
+        blocks = [np.eye(k)[self.codes[:, i]] for i, k in enumerate(self.counts)]
+        return torch.from_numpy(np.concatenate(blocks, axis=1))
+
+    def correct(self, logits: Float[Tensor, "m v"], index: np.ndarray) -> Float[np.ndarray, " f"]:
+        """Number of right predictions of each factor."""
+        found = [logits[:, columns].argmax(dim=1).numpy() for columns in self.slices]
+        return (np.stack(found, axis=1) == self.codes[index]).sum(axis=0).astype(float)
+
+    def margins(self, logits: Float[Tensor, "m v"], index: np.ndarray) -> Float[np.ndarray, " f"]:
+        """Sum over images of the true value's logit less the mean logit of the factor."""
+        found = []
+        for factor, columns in enumerate(self.slices):
+            values = logits[:, columns]
+            true = values[torch.arange(len(index)), torch.from_numpy(self.codes[index, factor])]
+            found.append(float((true - values.mean(dim=1)).sum()))
+        return np.array(found)
+
+
+def decodability(
+    encoded: Encoded, factors: Factors, *, seed: int
+) -> tuple[Float[np.ndarray, "c f"], Float[np.ndarray, "c f"]]:
+    """How well a linear reader tells each factor from each component alone: R² and accuracy.
+
+    Ridge regression on the one-hot code, measured on images that the reader was not fitted on
+    (cross-validation over `FOLDS`). R² is the share of the code's variance that is read; unlike
+    accuracy it still tells components apart that are always right.
+    """
+    right = np.zeros((len(encoded.bases.vectors), len(factors.names)))
+    wanted = factors.one_hot()
+    missed = np.zeros_like(right)
+    for component, columns in enumerate(encoded.bases.slices):
+        rows = torch.from_numpy(np.ascontiguousarray(encoded.values[:, columns])).double()
+        for train, test in folds(len(rows), seed):
+            reader, offset = linear_reader(rows[train], wanted[train])
+            read = rows[test] @ reader + offset
+            right[component] += factors.correct(read, test)
+            squares = (wanted[test] - read).square().sum(dim=0)
+            missed[component] += [float(squares[s].sum()) for s in factors.slices]
+    spread = (wanted - wanted.mean(dim=0)).square().sum(dim=0)
+    total = np.array([float(spread[s].sum()) for s in factors.slices])
+    return 1 - missed / total, right / len(encoded)
+
+
+def ablation_loss(
+    encoded: Encoded, factors: Factors, *, seed: int
+) -> tuple[Float[np.ndarray, "c f"], Float[np.ndarray, "c f"], Float[np.ndarray, " f"]]:
+    """What a reader of the representation loses when a component is replaced by its mean.
+
+    A linear reader is fitted on the whole representation and applied to images that it was not
+    fitted on, with one component after another mean-ablated (cross-validation over `FOLDS`).
+
+    Returns
+    -------
+    tuple
+        Loss of accuracy `[c, f]`; loss of the margin between the true value and the mean of all
+        `[c, f]`, which still tells components apart where accuracy stays perfect; both negative
+        where ablation helps. Accuracy `[f]` with nothing ablated.
+    """
+    bases, wanted = encoded.bases, factors.one_hot()
+    summing = bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1)).double()
+    whole = torch.cat([encoded.rows(part).double() @ summing for part in _parts(len(encoded))])
+    right = np.zeros((len(bases.vectors), len(factors.names)))
+    margin = np.zeros_like(right)
+    full = np.zeros(len(factors.names))
+    for train, test in folds(len(encoded), seed):
+        reader, offset = linear_reader(whole[train], wanted[train])
+        logits = whole[test] @ reader + offset
+        full += factors.correct(logits, test)
+        mean = torch.from_numpy(encoded.values[train].mean(axis=0)).double()
+        centred = encoded.rows(test).double() - mean
+        through = summing @ reader
+        for component, columns in enumerate(bases.slices):
+            removed = centred[:, columns] @ through[columns]
+            right[component] += factors.correct(logits - removed, test)
+            margin[component] += factors.margins(removed, test)
+    count = len(encoded)
+    return (full - right) / count, margin / count, full / count
+
+
+def clip_agreement(
+    encoded: Encoded,
+    found: Moments,
+    features: Mapping[str, Float[Tensor, "k e"]],
+    rankings: Mapping[str, Float[np.ndarray, "n k"]],
+    orders: Int[np.ndarray, "s n"],
+) -> Float[np.ndarray, "s c f"]:
+    """How alike each component and the reference CLIP rank the images for each feature.
+
+    Spearman correlation over images, descriptor by descriptor; mean over the descriptors of the
+    feature. Zero where a component is constant.
+
+    Parameters
+    ----------
+    encoded, found
+        Coordinates and moments of the model.
+    features
+        Feature to its descriptors in the model's CLIP space.
+    rankings
+        Feature to the reference CLIP's similarity of each image, in the order of `encoded`, to the
+        same descriptors.
+    orders
+        Orders in which CLIP's images are taken: `0 … n-1` for the truth; any other is a control
+        that must come out near 0.
+
+    Notes
+    -----
+    P2 (validation of CompAttribute). P2's script compares two different orders of images; here
+    they are the same.
+    """
+    result = np.zeros((len(orders), len(encoded.bases.vectors), len(features)))
+    for place, (name, descriptors) in enumerate(features.items()):
+        reading = (found.blocks @ descriptors.double().T).float()
+        target = ranks(rankings[name]).astype(np.float32)
+        own = np.stack([ranks(_read(encoded, c, reading)) for c in encoded.bases.slices])
+        own = own.astype(np.float32).reshape(len(own), -1)
+        for shuffle, order in enumerate(orders):
+            result[shuffle, :, place] = own @ target[order].ravel() / len(descriptors)
+    return result
+
+
+def _read(
+    encoded: Encoded, columns: slice, reading: Float[Tensor, "r k"]
+) -> Float[np.ndarray, "n k"]:
+    rows = torch.from_numpy(np.ascontiguousarray(encoded.values[:, columns]))
+    return (rows @ reading[columns]).numpy()
+
+
+def truth_table(
+    encoded: Encoded,
+    found: Moments,
+    features: Mapping[str, Float[Tensor, "k e"]],
+    *,
+    factors: Factors,
+    rankings: Mapping[str, Float[np.ndarray, "n k"]],
+    shuffles: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Rows of table `truth`, without model, data set and facts on the components.
+
+    Parameters
+    ----------
+    encoded, found, features
+        Coordinates, moments, and the features' descriptors in the model's CLIP space.
+    factors
+        Those features that are known factors of the images.
+    rankings
+        As for `clip_agreement`; empty where the run has no reference CLIP.
+    shuffles
+        Number of orders of the control.
+    seed
+        Of folds and shuffles.
+    """
+    count = len(encoded.bases.vectors)
+    table = pd.DataFrame(
+        [(name, component) for name in features for component in range(count)],
+        columns=["feature", "component"],
+    )
+    for column, values in _factor_truths(encoded, factors, seed).items():
+        wide = pd.DataFrame(values, columns=list(factors.names)).reindex(columns=list(features))
+        table[column] = wide.to_numpy().T.ravel()
+    table["clip"], table["clip_shuffled"] = np.nan, None
+    if rankings:
+        generator, images = np.random.default_rng(seed), np.arange(len(encoded))
+        orders = [images, *(generator.permutation(images) for _ in range(shuffles))]
+        alike = clip_agreement(encoded, found, features, rankings, np.stack(orders))
+        table["clip"] = alike[0].T.ravel()
+        table["clip_shuffled"] = list(alike[1:].transpose(2, 1, 0).reshape(-1, shuffles))
+    return table
+
+
+def _factor_truths(
+    encoded: Encoded, factors: Factors, seed: int
+) -> dict[str, Float[np.ndarray, "c f"]]:
+    """Column of table `truth` to its values; without values where no factor is known."""
+    if not factors.names:
+        nothing = np.zeros((len(encoded.bases.vectors), 0))
+        return dict.fromkeys(FACTOR_TRUTHS, nothing)
+    read, accuracy = decodability(encoded, factors, seed=seed)
+    loss, margin, _ = ablation_loss(encoded, factors, seed=seed)
+    return dict(zip(FACTOR_TRUTHS, (read, accuracy, loss, margin), strict=True))
+
+
+def ranks(values: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+    """Ranks of each column, centred and scaled to length 1; zero for a constant column."""
+    spread = values.max(axis=0) - values.min(axis=0)
+    size = np.abs(values).max(axis=0)
+    found = rankdata(values, axis=0)
+    found -= found.mean(axis=0)
+    length = np.linalg.norm(found, axis=0)
+    varies = (spread > 1e-6 * size) & (length > 0)
+    return np.where(varies, found / np.where(length > 0, length, 1.0), 0.0)
+
+
+def linear_reader(
+    rows: Float[Tensor, "m r"], wanted: Float[Tensor, "m v"]
+) -> tuple[Float[Tensor, "r v"], Float[Tensor, " v"]]:
+    """Ridge regression of `wanted` on `rows`: weights and offset."""
+    mean, offset = rows.mean(dim=0), wanted.mean(dim=0)
+    centred = rows - mean
+    gram = centred.T @ centred
+    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-30)
+    gram.diagonal().add_(ridge)
+    weights = torch.cholesky_solve(centred.T @ (wanted - offset), torch.linalg.cholesky(gram))
+    return weights, offset - mean @ weights
+
+
+def folds(count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions to fit on and positions to look at, each position looked at once."""
+    if count < 2 * FOLDS:
+        raise DataError(f"{count} images are too few for {FOLDS} folds of cross-validation")
+    parts = np.array_split(np.random.default_rng(seed).permutation(count), FOLDS)
+    for fold, test in enumerate(parts):
+        train = np.concatenate([part for other, part in enumerate(parts) if other != fold])
+        yield np.sort(train), np.sort(test)
+
+
+def _parts(count: int) -> list[np.ndarray]:
+    return np.array_split(np.arange(count), -(-count // _CHUNK))
