@@ -1,126 +1,33 @@
 """Mean ablation: accuracy while components are replaced by their mean over reference images.
 
-For a linear classifier an ablated sum is read from the components' shares in the logits: they are
-projected once per batch, and each curve is a cumulative sum over layers. Classifiers come from
-`classify`; the removal of spurious components is in `spurious`.
+For a linear classifier an ablated sum is read from the components' shares in the logits. The shares
+for all classes that are told apart are taken in one pass over the dump; every curve is a cumulative
+sum of them. Classifiers come from `classify`; the removal of spurious components is in `spurious`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from pipeline_lib.ablation_plan import Plan, group_by_layer, make_plan
 from pipeline_lib.classify import Head, LinearClassifier, Reference, label_texts, make_classifier
-from pipeline_lib.errors import DataError, close_matches
+from pipeline_lib.errors import DataError
+from pipeline_lib.passes import ContributionSource, images_of_split, read_pass
 
 logger = logging.getLogger(__name__)
 
-#: Contributions held in memory at once, in bytes: bounds every streamed pass.
-BATCH_BYTES = 128 * 2**20
+#: Shares of the evaluated images kept between the one pass and the curves, in bytes; a task whose
+#: shares need more is evaluated in a second pass.
+KEPT_BYTES = 2**30
 
-#: Kinds of component that the curves `all_mlp` and `all_attention` ablate.
-MLP_KINDS = ("mlp",)
-ATTENTION_KINDS = ("head", "attention")
-
-
-class ContributionSource(Protocol):
-    """What the applications need of a dump: see `pipeline_lib.dumps.open_dump`."""
-
-    @property
-    def components(self) -> pd.DataFrame: ...
-
-    @property
-    def manifest(self) -> pd.DataFrame: ...
-
-    def contributions(
-        self, index: Int[np.ndarray, " b"], components: Sequence[int] | None = None
-    ) -> Float[np.ndarray, "b c d"]: ...
-
-    def representation(self, index: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b d"]: ...
-
-
-def images_of_split(
-    manifest: pd.DataFrame, split: str | None, needs: Sequence[str] = ()
-) -> Int[np.ndarray, " n"]:
-    """Positions of the images of a split that have a value in each of the columns `needs`.
-
-    Parameters
-    ----------
-    manifest
-        Active images.
-    split
-        `train`, `val` or `test`; None for all images.
-    needs
-        Columns.
-
-    Raises
-    ------
-    DataError
-        A column is missing, the split does not exist, or no image of it has the values.
-    """
-    unknown = [name for name in (*needs, "split") if name not in manifest.columns]
-    if unknown:
-        raise DataError(
-            f"the manifest has no column {unknown[0]!r}; "
-            f"{close_matches(unknown[0], map(str, manifest.columns))}"
-        )
-    within = np.ones(len(manifest), dtype=bool)
-    if split is not None:
-        within = (manifest["split"] == split).to_numpy()
-    if not within.any():
-        found = sorted(manifest["split"].dropna().unique())
-        raise DataError(f"the data set has no image in split {split!r}; its splits are {found}")
-    usable = within & manifest[list(needs)].notna().all(axis=1).to_numpy()
-    if not usable.any():
-        raise DataError(
-            f"no image of {_named(split)} has a value in every column of {list(needs)}; "
-            "name the columns in the config, or switch this application off"
-        )
-    if usable.sum() < within.sum():
-        left = int((within & ~usable).sum())
-        logger.warning("%d images of %s have no %s", left, _named(split), ", ".join(needs))
-    return np.flatnonzero(usable)
-
-
-def _named(split: str | None) -> str:
-    return "the data set" if split is None else f"split {split!r}"
-
-
-def batches(
-    index: Int[np.ndarray, " n"], components: int, width: int, budget: int = BATCH_BYTES
-) -> Iterator[Int[np.ndarray, " b"]]:
-    """Consecutive pieces of `index` whose float32 contributions [b,c,d] fit into `budget` bytes."""
-    size = max(1, budget // (4 * max(1, components * width)))
-    for start in range(0, len(index), size):
-        yield index[start : start + size]
-
-
-def mean_contributions(
-    source: ContributionSource,
-    index: Int[np.ndarray, " n"],
-    components: Sequence[int] | None = None,
-) -> Float[np.ndarray, "c d"]:
-    """Mean of each component's contribution over the images `index`, streamed.
-
-    Raises
-    ------
-    DataError
-        `index` is empty.
-    """
-    if len(index) == 0:
-        raise DataError("the mean of no image is asked for; the reference split is empty")
-    count = len(source.components) if components is None else len(components)
-    width = source.representation(index[:1]).shape[1]
-    total = np.zeros((count, width), dtype=np.float64)
-    for batch in batches(index, count, width):
-        total += source.contributions(batch, components).sum(axis=0, dtype=np.float64)
-    return (total / len(index)).astype(np.float32)
+#: Images whose curves are taken at once.
+_CHUNK = 1024
 
 
 def mean_ablate(
@@ -148,97 +55,213 @@ def mean_ablate(
 
 
 @dataclass(frozen=True)
-class LayerGroups:
-    """Components in the order in which a curve from the input ablates them, one layer at a time.
+class Task:
+    """What is predicted, with which classifier, on which images.
 
     Attributes
     ----------
-    names
-        What each group is, for example `layer 3 (blocks.1.mlp)`.
-    member
-        Which components belong to each group; every component is in exactly one.
+    target
+        Column of the manifest that is predicted.
+    classifier
+        Linear classifier on the representation.
+    index, labels
+        Images to evaluate, and the true class of each.
+    reference, known
+        Images over which the means are taken, and the true class of each, which ranks components
+        by their effect. Other images than `index` for an honest curve.
     """
 
-    names: tuple[str, ...]
-    member: Bool[np.ndarray, "g c"]
+    target: str
+    classifier: LinearClassifier
+    index: Int[np.ndarray, " n"]
+    labels: Sequence[str]
+    reference: Int[np.ndarray, " r"]
+    known: Sequence[str]
 
-
-def group_by_layer(components: pd.DataFrame) -> LayerGroups:
-    """Groups of components from the input to the output; the bias stands first, with the stem.
-
-    Parameters
-    ----------
-    components
-        Rows of table `components`.
-    """
-    layer = components["layer"].to_numpy().copy()
-    layer[components["kind"].to_numpy() == "bias"] = -1
-    names, member = [], []
-    for number in sorted(set(layer.tolist())):
-        rows = layer == number
-        ids = components["id"].to_numpy()[rows]
-        what = str(ids[0]).split("/")[0] if number >= 0 else " and ".join(map(str, ids))
-        names.append(f"layer {number} ({what})" if number >= 0 else what)
-        member.append(rows)
-    return LayerGroups(tuple(names), np.array(member))
+    def kept_bytes(self, components: int) -> int:
+        """Size of the shares of the evaluated images."""
+        return 4 * len(self.index) * components * len(self.classifier.classes)
 
 
 def ablation_curves(
     source: ContributionSource,
-    classifier: LinearClassifier,
-    labels: Sequence[str],
-    index: Int[np.ndarray, " n"],
-    reference: Int[np.ndarray, " r"],
+    tasks: Sequence[Task],
     *,
     random_orders: int = 5,
     seed: int = 0,
+    kept_bytes: int = KEPT_BYTES,
 ) -> pd.DataFrame:
-    """Accuracy under mean ablation: by layer from either end, by kind, and of single components.
+    """Accuracy under mean ablation: by layer from either end, by kind, by effect, one by one.
 
     Parameters
     ----------
     source
         Dump of the contributions.
-    classifier
-        Linear classifier on the representation.
-    labels
-        True class of each image of `index`.
-    index
-        Images to evaluate.
-    reference
-        Images over which the means are taken; other images than `index` for an honest curve.
+    tasks
+        What is predicted; all tasks share one pass over the dump.
     random_orders, seed
         The control curve `random` ablates the layers in random orders and is their mean.
+    kept_bytes
+        Tasks whose shares do not fit into so many bytes are evaluated in a second pass.
 
     Returns
     -------
     DataFrame
-        Columns `curve`, `step`, `ablated`, `accuracy`, `n` of table `ablation`. Step 0 of a curve
-        is the full model; its last step, everything ablated, predicts one class for every image.
+        Columns `target`, `classifier`, `curve`, `step`, `ablated`, `accuracy`, `n` of table
+        `ablation`. Step 0 of a curve is the full model; its last step, everything ablated, predicts
+        one class for every image. `by_effect` ablates single components, first the one whose
+        direct effect on the true class's logit is largest on the reference images.
+
+    Raises
+    ------
+    DataError
+        A task has no reference image, or a label that is no class of its classifier.
 
     Notes
     -----
     Mean ablation of direct effects (P1, section 3.2). Layers count from the input, 0 first.
     """
-    truth = classifier.encode(labels)
-    means = mean_contributions(source, index=reference)
+    size = len(source.components)
     groups = group_by_layer(source.components)
-    plan = _plan(source.components, groups, random_orders, seed)
-    right = np.zeros(len(plan.steps), dtype=np.int64)
-    start = 0
-    shift = classifier.project(means)
-    for batch in batches(index, *means.shape):
-        full = classifier.logits(source.representation(batch))
-        centred = classifier.project(source.contributions(batch)) - shift
-        base = means.sum(axis=0) @ classifier.weight.T + classifier.bias
-        true = truth[start : start + len(batch)]
-        for step, logits in enumerate(plan.logits(full, base, centred)):
-            right[step] += int((classifier.predict(logits) == true).sum())
-        start += len(batch)
-    table = pd.DataFrame(plan.steps, columns=["curve", "step", "ablated"])
-    table["accuracy"] = right / max(1, len(index))
-    table["n"] = len(index)
-    return _average_random(table)
+    references = [_Reference(task, size) for task in tasks]
+    shares = _one_pass(source, tasks, references, kept_bytes)
+    tables = []
+    for task, reference, kept in zip(tasks, references, shares, strict=True):
+        plan = make_plan(source.components, groups, random_orders, seed, reference.ranked)
+        counts = _Counts(task, plan, reference)
+        if kept is None:
+            logger.info("%s: evaluated in a second pass", task.target)
+            for where, values in read_pass(source, task.index):
+                counts.add(source, where, _shares(values, task.classifier))
+        else:
+            for start in range(0, len(task.index), _CHUNK):
+                where = slice(start, min(start + _CHUNK, len(task.index)))
+                counts.add(source, where, kept[:, where])
+        tables.append(counts.table())
+    return pd.concat(tables, ignore_index=True)
+
+
+def _one_pass(
+    source: ContributionSource,
+    tasks: Sequence[Task],
+    references: Sequence[_Reference],
+    kept_bytes: int,
+) -> list[Float[np.ndarray, "c n k"] | None]:
+    """Read the dump once: sums over the reference images, and the shares that may be kept."""
+    size, left = len(source.components), kept_bytes
+    kept: list[Float[np.ndarray, "c n k"] | None] = []
+    for task in tasks:
+        fits = task.kept_bytes(size) <= left
+        left -= task.kept_bytes(size) * fits
+        k = len(task.classifier.classes)
+        kept.append(np.empty((size, len(task.index), k), np.float32) if fits else None)
+    wanted = [task.reference for task in tasks]
+    wanted += [task.index for task, room in zip(tasks, kept, strict=True) if room is not None]
+    index = np.unique(np.concatenate(wanted))
+    places = [_places(task.index, len(source.manifest)) for task in tasks]
+    all_classes = _stacked([task.classifier for task in tasks])
+    for where, values in read_pass(source, index):
+        together = _shares(values, all_classes)
+        first = 0
+        for task, reference, room, place in zip(tasks, references, kept, places, strict=True):
+            k = len(task.classifier.classes)
+            part = together[..., first : first + k]
+            first += k
+            reference.add(index[where], part)
+            if room is not None:
+                at = place[index[where]]
+                room[:, at[at >= 0]] = part[:, at >= 0]
+    return kept
+
+
+def _shares(
+    values: Float[np.ndarray, "b c d"], classifier: LinearClassifier
+) -> Float[np.ndarray, "c b k"]:
+    """Share of each component in each class logit, component by component."""
+    return classifier.project(values).transpose(1, 0, 2)
+
+
+def _stacked(classifiers: Sequence[LinearClassifier]) -> LinearClassifier:
+    """All classes of several classifiers as one, for one product with the contributions."""
+    names = tuple(f"{i}/{name}" for i, one in enumerate(classifiers) for name in one.classes)
+    weight = np.concatenate([one.weight for one in classifiers]).astype(np.float32)
+    return LinearClassifier("all", names, weight, np.zeros(len(names), np.float32))
+
+
+def _places(index: Int[np.ndarray, " n"], size: int) -> Int[np.ndarray, " m"]:
+    """For each image of the dump its place in `index`; -1 where it is not in it."""
+    places = np.full(size, -1, dtype=np.int64)
+    places[index] = np.arange(len(index))
+    return places
+
+
+class _Reference:
+    """Sums over the reference images of one task: means, and effects on the true class."""
+
+    def __init__(self, task: Task, components: int) -> None:
+        if len(task.reference) == 0:
+            raise DataError(
+                f"{task.target}: the mean of no image is asked for; the reference split is empty"
+            )
+        k = len(task.classifier.classes)
+        self._total = np.zeros((components, k))
+        self._true = np.zeros(components)
+        self._classes = np.zeros(k)
+        self._codes = np.full(int(task.reference.max()) + 1, -1, dtype=np.int64)
+        self._codes[task.reference] = task.classifier.encode(task.known)
+        self._count = len(task.reference)
+
+    def add(self, index: Int[np.ndarray, " b"], shares: Float[np.ndarray, "c b k"]) -> None:
+        """Count those of the images `index` that are reference images."""
+        codes = np.full(len(index), -1, dtype=np.int64)
+        inside = index < len(self._codes)
+        codes[inside] = self._codes[index[inside]]
+        chosen = np.flatnonzero(codes >= 0)
+        part = shares[:, chosen]
+        self._total += part.sum(axis=1, dtype=np.float64)
+        own = np.take_along_axis(part, codes[None, chosen, None], axis=2)
+        self._true += own.sum(axis=(1, 2), dtype=np.float64)
+        self._classes += np.bincount(codes[chosen], minlength=len(self._classes))
+
+    @property
+    def means(self) -> Float[np.ndarray, "c k"]:
+        """Mean share of each component in each class logit."""
+        return (self._total / self._count).astype(np.float32)
+
+    @property
+    def ranked(self) -> Int[np.ndarray, " c"]:
+        """Components by their mean share in the true class's logit beyond what their mean gives."""
+        effect = self._true - self._total @ self._classes / self._count
+        return np.argsort(-effect, kind="stable")
+
+
+class _Counts:
+    """Correct images of one task at each step of its curves."""
+
+    def __init__(self, task: Task, plan: Plan, reference: _Reference) -> None:
+        self._task, self._plan, self._means = task, plan, reference.means
+        self._truth = task.classifier.encode(task.labels)
+        self._base = self._means.sum(axis=0) + task.classifier.bias
+        self._right = np.zeros(len(plan.steps), dtype=np.int64)
+
+    def add(
+        self, source: ContributionSource, where: slice, shares: Float[np.ndarray, "c b k"]
+    ) -> None:
+        """Count the images at the places `where` of the evaluated ones."""
+        classifier, true = self._task.classifier, self._truth[where]
+        full = classifier.logits(source.representation(self._task.index[where]))
+        centred = shares - self._means[:, None]
+        for step, logits in enumerate(self._plan.logits(full, self._base, centred)):
+            self._right[step] += int((classifier.predict(logits) == true).sum())
+
+    def table(self) -> pd.DataFrame:
+        """Rows of table `ablation`, without model and data set."""
+        table = pd.DataFrame(self._plan.steps, columns=["curve", "step", "ablated"])
+        table["accuracy"] = self._right / max(1, len(self._task.index))
+        table["n"] = len(self._task.index)
+        table.insert(0, "classifier", self._task.classifier.kind)
+        table.insert(0, "target", self._task.target)
+        return _average_random(table)
 
 
 def ablation_table(
@@ -277,24 +300,34 @@ def ablation_table(
     DataFrame
         Rows of table `ablation`, without model and data set.
     """
-    tables = []
-    for target in targets:
-        index = images_of_split(source.manifest, split, [target])
-        reference = images_of_split(source.manifest, reference_split, [target])
-        values = source.manifest[target].to_numpy(dtype=object)
-        labels = [str(value) for value in values[index]]
-        known = [str(value) for value in values[reference]]
-        use_texts = texts is not None and asked in ("auto", "zero_shot")
-        classifier = make_classifier(
-            asked,
-            [*labels, *known],
-            head=head,
-            texts=label_texts(texts, target, [*labels, *known]) if use_texts else None,
-            reference=Reference(source.representation(reference), known),
-        )
-        curves = ablation_curves(source, classifier, labels, index, reference, seed=seed)
-        tables.append(curves.assign(target=target, classifier=classifier.kind))
-    return pd.concat(tables, ignore_index=True)
+    options = (asked, split, reference_split, head, texts)
+    return ablation_curves(source, [make_task(source, t, *options) for t in targets], seed=seed)
+
+
+def make_task(
+    source: ContributionSource,
+    target: str,
+    asked: str,
+    split: str | None,
+    reference_split: str | None,
+    head: Head | None,
+    texts: pd.DataFrame | None,
+) -> Task:
+    """Task of one target, with the classifier that `ablation_table` describes."""
+    index = images_of_split(source.manifest, split, [target])
+    reference = images_of_split(source.manifest, reference_split, [target])
+    values = source.manifest[target].to_numpy(dtype=object)
+    labels = [str(value) for value in values[index]]
+    known = [str(value) for value in values[reference]]
+    use_texts = texts is not None and asked in ("auto", "zero_shot")
+    classifier = make_classifier(
+        asked,
+        [*labels, *known],
+        head=head,
+        texts=label_texts(texts, target, [*labels, *known]) if use_texts else None,
+        reference=Reference(source.representation(reference), known),
+    )
+    return Task(target, classifier, index, labels, reference, known)
 
 
 def targets_of(manifest: pd.DataFrame, concepts: Mapping[str, Sequence[str]]) -> list[str]:
@@ -328,66 +361,13 @@ def targets_of(manifest: pd.DataFrame, concepts: Mapping[str, Sequence[str]]) ->
     return found
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The steps of all curves, and how to get their logits from one projection."""
-
-    steps: list[tuple[str, int, str]]
-    orders: list[list[int]]
-    member: Bool[np.ndarray, "g c"]
-    kinds: list[Bool[np.ndarray, " c"]]
-
-    def logits(
-        self,
-        full: Float[np.ndarray, "b k"],
-        base: Float[np.ndarray, " k"],
-        centred: Float[np.ndarray, "b c k"],
-    ) -> Iterator[Float[np.ndarray, "b k"]]:
-        """Logits of each step, in the order of `steps`.
-
-        `base` is what all means give; `full - base` is the sum of `centred` over components.
-        """
-        yield full
-        by_group = np.einsum("gc,bck->gbk", self.member.astype(np.float32), centred)
-        for order in self.orders:
-            yield full
-            left = by_group[order[::-1]].cumsum(axis=0)[::-1]
-            for step in range(1, len(order)):
-                yield base + left[step]
-            yield np.broadcast_to(base, full.shape)
-        for rows in self.kinds:
-            yield full - centred[:, rows].sum(axis=1)
-        for component in range(centred.shape[1]):
-            yield full - centred[:, component]
-
-
-def _plan(components: pd.DataFrame, groups: LayerGroups, draws: int, seed: int) -> _Plan:
-    count = len(groups.names)
-    rng = np.random.default_rng(seed)
-    named = [("from_input", list(range(count))), ("from_output", list(range(count))[::-1])]
-    named += [("random", rng.permutation(count).tolist()) for _ in range(draws)]
-    steps: list[tuple[str, int, str]] = [("none", 0, "nothing")]
-    for curve, order in named:
-        steps.append((curve, 0, "nothing"))
-        for step, group in enumerate(order, start=1):
-            ablated = f"{step} random layers" if curve == "random" else groups.names[group]
-            steps.append((curve, step, ablated))
-    kinds = []
-    for curve, wanted in (("all_mlp", MLP_KINDS), ("all_attention", ATTENTION_KINDS)):
-        rows = components["kind"].isin(wanted).to_numpy()
-        if rows.any():
-            kinds.append(rows)
-            steps.append((curve, int(rows.sum()), f"all {int(rows.sum())} of kind {curve[4:]}"))
-    steps += [("single", 1, str(name)) for name in components["id"]]
-    return _Plan(steps, [order for _, order in named], groups.member, kinds)
-
-
 def _average_random(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over the orders of the curve `random`, step by step; other rows as they are."""
     random = table["curve"] == "random"
     if not random.any():
         return table
-    mean = table[random].groupby(["curve", "step", "ablated"], as_index=False, sort=True)
+    keys = [name for name in table.columns if name not in ("accuracy", "n")]
+    mean = table[random].groupby(keys, as_index=False, sort=True)
     return pd.concat(
         [table[~random], mean.agg({"accuracy": "mean", "n": "first"})], ignore_index=True
     )[list(table.columns)]

@@ -25,13 +25,13 @@ from matplotlib.colors import TwoSlopeNorm
 from PIL import Image
 from torch import Tensor
 
-from pipeline_lib.ablation import images_of_split
 from pipeline_lib.artifacts import atomic_path
 from pipeline_lib.classify import LinearClassifier, check_labels
 from pipeline_lib.decomposition import decompose, plan_for
 from pipeline_lib.decomposition.run import start
 from pipeline_lib.errors import DataError
 from pipeline_lib.maps import Maps
+from pipeline_lib.passes import images_of_split
 
 #: Diverging palette that colour-blind readers can tell apart: blue below zero, red above.
 PALETTE = "RdBu_r"

@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
-from pipeline_lib.ablation import ContributionSource, batches, mean_contributions
 from pipeline_lib.errors import DataError, close_matches
 from pipeline_lib.maps import Maps
+from pipeline_lib.passes import ContributionSource, batches, mean_contributions
 
 logger = logging.getLogger(__name__)
 

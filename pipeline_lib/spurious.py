@@ -15,16 +15,16 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
-from pipeline_lib.ablation import (
+from pipeline_lib.classify import LinearClassifier, fit_probe
+from pipeline_lib.coordinates import Source, encode
+from pipeline_lib.errors import DataError
+from pipeline_lib.maps import Maps
+from pipeline_lib.passes import (
     ContributionSource,
     batches,
     images_of_split,
     mean_contributions,
 )
-from pipeline_lib.classify import LinearClassifier, fit_probe
-from pipeline_lib.coordinates import Source, encode
-from pipeline_lib.errors import DataError
-from pipeline_lib.maps import Maps
 from pipeline_lib.retrieval import random_sets
 from pipeline_lib.scores import moments, score_components
 

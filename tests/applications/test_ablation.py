@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from planted import SHAPES, ArrayDump, planted_dump, value_directions
 
-import pipeline_lib.ablation as ablation
+import pipeline_lib.passes as passes
 from pipeline_lib.ablation import (
+    Task,
     ablation_curves,
     ablation_table,
-    group_by_layer,
-    images_of_split,
+    make_task,
     mean_ablate,
-    mean_contributions,
     targets_of,
 )
+from pipeline_lib.ablation_plan import group_by_layer
 from pipeline_lib.classify import Head, LinearClassifier, fit_probe
 from pipeline_lib.errors import DataError
+from pipeline_lib.passes import images_of_split, mean_contributions
 
 
 @pytest.fixture
@@ -29,8 +31,9 @@ def probe(dump: ArrayDump) -> LinearClassifier:
 def curves(dump: ArrayDump, probe: LinearClassifier):
     test = images_of_split(dump.manifest, "test", ["shape"])
     train = images_of_split(dump.manifest, "train")
-    labels = dump.manifest["shape"].to_numpy()[test]
-    return ablation_curves(dump, probe, labels, test, train), test, train, labels
+    shapes = dump.manifest["shape"].to_numpy()
+    task = Task("shape", probe, test, shapes[test], train, shapes[train])
+    return ablation_curves(dump, [task]), test, train, shapes[test]
 
 
 def test_ends_are_the_full_model_and_a_constant(dump: ArrayDump, probe: LinearClassifier) -> None:
@@ -38,11 +41,12 @@ def test_ends_are_the_full_model_and_a_constant(dump: ArrayDump, probe: LinearCl
     truth = probe.encode(labels)
     full = probe.accuracy(probe.logits(dump.representation(test)), truth)
     constant = probe.predict(probe.logits(mean_contributions(dump, train).sum(axis=0)))
-    for curve in ("from_input", "from_output", "random"):
+    steps = {"from_input": 7, "from_output": 7, "random": 7, "by_effect": len(dump.components)}
+    for curve, last in steps.items():  # seven: stem and bias, six layers
         rows = table[table["curve"] == curve].sort_values("step")
         assert rows["accuracy"].iloc[0] == full == 1.0
         assert rows["accuracy"].iloc[-1] == np.mean(truth == constant)
-        assert rows["step"].tolist() == list(range(8))  # stem and bias, six layers
+        assert rows["step"].tolist() == list(range(last + 1))
     assert (table["n"] == len(test)).all()
 
 
@@ -77,6 +81,42 @@ def test_only_the_carrier_costs_accuracy(dump: ArrayDump, probe: LinearClassifie
     assert single.drop("blocks.2.attn/head1").min() == 1.0
 
 
+def test_the_carrier_has_the_largest_effect_on_the_reference_images(
+    dump: ArrayDump, probe: LinearClassifier
+) -> None:
+    table, test, train, labels = curves(dump, probe)
+    ranked = table[table["curve"] == "by_effect"].set_index("step")
+    assert ranked["ablated"][1] == "blocks.2.attn/head1"
+    means, truth = mean_contributions(dump, train), probe.encode(labels)
+    known = probe.encode(dump.manifest["shape"].to_numpy()[train])
+    shares = (dump.values[train] - means) @ probe.weight.T
+    effect = np.take_along_axis(shares, known[:, None, None], axis=2).mean(axis=(0, 2))
+    ids = dump.components["id"].to_numpy()[np.argsort(-effect)]
+    assert ranked["ablated"].tolist()[1:] == ids.tolist()
+    keep = ~dump.components["id"].isin(ids[:2]).to_numpy()
+    two = probe.logits(mean_ablate(dump.values[test], means, keep))
+    assert ranked["accuracy"][2] == probe.accuracy(two, truth)
+
+
+def test_tasks_share_one_pass_and_one_too_large_takes_a_second(dump: ArrayDump) -> None:
+    reads: list[int] = []
+    read = dump.contributions
+    dump.contributions = lambda index, components=None: (  # type: ignore[method-assign]
+        reads.extend(index.tolist()) or read(index, components)
+    )
+    names = ["shape", "scene", "colour"]
+    once = ablation_table(dump, names)
+    wanted = dump.manifest.index[dump.manifest["split"] != "val"]
+    assert reads == wanted.tolist()
+    apart = pd.concat([ablation_table(dump, [name]) for name in names], ignore_index=True)
+    pd.testing.assert_frame_equal(once, apart)
+    tasks = [make_task(dump, name, "probe", "test", "train", None, None) for name in names]
+    reads.clear()
+    twice = ablation_curves(dump, tasks, kept_bytes=tasks[0].kept_bytes(len(dump.components)))
+    pd.testing.assert_frame_equal(once, twice)
+    assert len(reads) == len(wanted) + 2 * len(tasks[0].index)
+
+
 def test_layers_are_named_from_the_input_with_the_bias_first(dump: ArrayDump) -> None:
     groups = group_by_layer(dump.components)
     assert groups.names[0] == "stem and bias"
@@ -90,7 +130,7 @@ def test_small_batches_give_the_same_and_bound_the_memory(
 ) -> None:
     whole, *_ = curves(dump, probe)
     dump.largest_batch = 0
-    monkeypatch.setattr(ablation.batches, "__defaults__", (7 * 4 * dump.values[0].size,))
+    monkeypatch.setattr(passes.batches, "__defaults__", (7 * 4 * dump.values[0].size,))
     pieces, *_ = curves(dump, probe)
     assert dump.largest_batch == 7
     assert whole.equals(pieces)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from planted import COLOURS, SCENES, SHAPES, WIDTH, ArrayDump, planted_scores, value_directions
 
-import pipeline_lib.ablation as ablation
+import pipeline_lib.passes as passes
 from pipeline_lib.errors import ArtifactError, DataError
 from pipeline_lib.maps import Maps, identity_maps
 from pipeline_lib.retrieval import (
@@ -231,7 +231,7 @@ def test_batches_do_not_change_the_result(dump: ArrayDump, monkeypatch: pytest.M
         by_image(dump, setting, probes, relevant)[0],
         by_text(dump, setting, make_texts(), CLIP)[0],
     )
-    monkeypatch.setattr(ablation.batches, "__defaults__", (1,))
+    monkeypatch.setattr(passes.batches, "__defaults__", (1,))
     pieces = (
         by_image(dump, setting, probes, relevant)[0],
         by_text(dump, setting, make_texts(), CLIP)[0],

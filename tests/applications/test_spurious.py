@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from planted import SCENES, SHAPES, WIDTH, ArrayDump, planted_dump, value_directions
 
-from pipeline_lib.ablation import images_of_split
 from pipeline_lib.classify import fit_probe
 from pipeline_lib.errors import DataError
 from pipeline_lib.maps import identity_maps
+from pipeline_lib.passes import images_of_split
 from pipeline_lib.retrieval import random_sets
 from pipeline_lib.spurious import (
     Groups,

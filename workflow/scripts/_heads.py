@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pipeline_lib.ablation import images_of_split
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.classify import (
     Head,
@@ -24,6 +23,7 @@ from pipeline_lib.dumps import open_dump
 from pipeline_lib.errors import DataError
 from pipeline_lib.heatmaps import representations
 from pipeline_lib.models import VisionModel
+from pipeline_lib.passes import images_of_split
 
 log = logging.getLogger("vit-atlas")
 

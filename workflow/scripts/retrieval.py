@@ -2,10 +2,10 @@
 
 from _job import job, store_folder
 
-from pipeline_lib.ablation import images_of_split
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.dumps import open_dump, open_features
 from pipeline_lib.maps import load_maps
+from pipeline_lib.passes import images_of_split
 from pipeline_lib.retrieval import retrieve
 
 with job(snakemake) as config:

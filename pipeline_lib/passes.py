@@ -1,0 +1,157 @@
+"""Passes over a dump: which images of it are read, in what pieces, and their means.
+
+Everything the applications need of a dump is said in `ContributionSource`. A pass reads one piece
+ahead in a thread, so that decompressing and computing overlap, and never holds more than two.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from pipeline_lib.errors import DataError, close_matches
+
+logger = logging.getLogger(__name__)
+
+#: Contributions of one piece, in bytes; a pass holds two pieces.
+BATCH_BYTES = 256 * 2**20
+
+#: Pieces hold a multiple of so many images where they can: whole chunks of a store.
+CHUNK_ROWS = 64
+
+
+class ContributionSource(Protocol):
+    """What the applications need of a dump: see `pipeline_lib.dumps.open_dump`."""
+
+    @property
+    def components(self) -> pd.DataFrame: ...
+
+    @property
+    def manifest(self) -> pd.DataFrame: ...
+
+    def contributions(
+        self, index: Int[np.ndarray, " b"], components: Sequence[int] | None = None
+    ) -> Float[np.ndarray, "b c d"]: ...
+
+    def representation(self, index: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b d"]: ...
+
+
+def images_of_split(
+    manifest: pd.DataFrame, split: str | None, needs: Sequence[str] = ()
+) -> Int[np.ndarray, " n"]:
+    """Positions of the images of a split that have a value in each of the columns `needs`.
+
+    Parameters
+    ----------
+    manifest
+        Active images.
+    split
+        `train`, `val` or `test`; None for all images.
+    needs
+        Columns.
+
+    Raises
+    ------
+    DataError
+        A column is missing, the split does not exist, or no image of it has the values.
+    """
+    unknown = [name for name in (*needs, "split") if name not in manifest.columns]
+    if unknown:
+        raise DataError(
+            f"the manifest has no column {unknown[0]!r}; "
+            f"{close_matches(unknown[0], map(str, manifest.columns))}"
+        )
+    within = np.ones(len(manifest), dtype=bool)
+    if split is not None:
+        within = (manifest["split"] == split).to_numpy()
+    if not within.any():
+        found = sorted(manifest["split"].dropna().unique())
+        raise DataError(f"the data set has no image in split {split!r}; its splits are {found}")
+    usable = within & manifest[list(needs)].notna().all(axis=1).to_numpy()
+    if not usable.any():
+        raise DataError(
+            f"no image of {_named(split)} has a value in every column of {list(needs)}; "
+            "name the columns in the config, or switch this application off"
+        )
+    if usable.sum() < within.sum():
+        left = int((within & ~usable).sum())
+        logger.warning("%d images of %s have no %s", left, _named(split), ", ".join(needs))
+    return np.flatnonzero(usable)
+
+
+def _named(split: str | None) -> str:
+    return "the data set" if split is None else f"split {split!r}"
+
+
+def batches(
+    index: Int[np.ndarray, " n"], components: int, width: int, budget: int = BATCH_BYTES
+) -> Iterator[Int[np.ndarray, " b"]]:
+    """Consecutive pieces of `index` whose float32 contributions [b,c,d] fit into `budget` bytes."""
+    size = max(1, budget // (4 * max(1, components * width)))
+    if size > CHUNK_ROWS:
+        size -= size % CHUNK_ROWS
+    for start in range(0, len(index), size):
+        yield index[start : start + size]
+
+
+def read_pass(
+    source: ContributionSource,
+    index: Int[np.ndarray, " n"],
+    components: Sequence[int] | None = None,
+) -> Iterator[tuple[slice, Float[np.ndarray, "b c d"]]]:
+    """Contributions of the images `index`, piece by piece in their order.
+
+    Parameters
+    ----------
+    source
+        Dump of the contributions.
+    index
+        Positions of images; ascending ones are read fastest.
+    components
+        Components to read; all by default.
+
+    Yields
+    ------
+    tuple
+        Places in `index`, and the contributions of the images there.
+    """
+    if len(index) == 0:
+        return
+    count = len(source.components) if components is None else len(components)
+    width = source.representation(index[:1]).shape[1]
+    pieces = list(batches(index, count, width))
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(source.contributions, pieces[0], components)
+        start = 0
+        for number, piece in enumerate(pieces):
+            values = ahead.result()
+            if number + 1 < len(pieces):
+                ahead = reader.submit(source.contributions, pieces[number + 1], components)
+            yield slice(start, start + len(piece)), values
+            start += len(piece)
+
+
+def mean_contributions(
+    source: ContributionSource,
+    index: Int[np.ndarray, " n"],
+    components: Sequence[int] | None = None,
+) -> Float[np.ndarray, "c d"]:
+    """Mean of each component's contribution over the images `index`, streamed.
+
+    Raises
+    ------
+    DataError
+        `index` is empty.
+    """
+    if len(index) == 0:
+        raise DataError("the mean of no image is asked for; the reference split is empty")
+    total = 0.0
+    for _, values in read_pass(source, index, components):
+        total = total + values.sum(axis=0, dtype=np.float64)
+    return (np.asarray(total) / len(index)).astype(np.float32)
