@@ -100,6 +100,8 @@ def counterpart_table(
 ) -> pd.DataFrame:
     """Rows of table `counterparts`, without data set, for every ordered pair of models.
 
+    Within a model, the most alike among the *other* components. Constant components have no row.
+
     Parameters
     ----------
     said
@@ -110,12 +112,12 @@ def counterpart_table(
     rows = []
     for model, own in said.items():
         for other, values in said.items():
-            if other == model:
-                continue
             alike = similarities(own, values)
-            for component, best in enumerate(alike.argmax(axis=1).tolist()):
-                if not alike[component].any():
-                    continue
+            varies = alike.any(axis=1)
+            if other == model:
+                np.fill_diagonal(alike, -np.inf)
+            for component in np.flatnonzero(varies).tolist():
+                best = int(alike[component].argmax())
                 facts = (model, component, names[model][component], other, best)
                 rows.append((*facts, names[other][best], float(alike[component, best])))
     columns = ["model", "component", "id", "other_model", "other_component", "other_id"]

@@ -7,16 +7,18 @@ whole, so that the shares of the parts of a part add up to its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from pipeline_lib.coordinates import Bases, Encoded
 from pipeline_lib.scores import Moments
-from pipeline_lib.textspan import Labels, explained
+from pipeline_lib.textspan import Labels, explained, label_components
 
 _CHUNK = 1024
 
@@ -83,12 +85,13 @@ def part_moments(encoded: Encoded, found: Moments, parts: Sequence[Part]) -> Mom
     within = [torch.zeros(width, width, dtype=torch.float64) for _ in parts]
     cross = torch.zeros(len(parts), width, width, dtype=torch.float64)
     blocks = found.blocks.float()
+    maps = [blocks[chosen] for chosen in columns]
     for start in range(0, len(encoded), _CHUNK):
         rows = encoded.rows(np.arange(start, min(start + _CHUNK, len(encoded))))
         centred = rows - found.mean.float()
         whole = centred @ blocks
-        for place, chosen in enumerate(columns):
-            part = centred[:, chosen] @ blocks[chosen]
+        for place, (chosen, map_) in enumerate(zip(columns, maps, strict=True)):
+            part = centred[:, chosen] @ map_
             within[place] += part.T @ part
             cross[place] += part.T @ whole
     mean = [found.mean[chosen] @ found.blocks[chosen] for chosen in columns]
@@ -109,40 +112,97 @@ def _range(columns: slice) -> torch.Tensor:
     return torch.arange(columns.start, columns.stop)
 
 
-def hierarchy_table(
-    parts: Sequence[Part],
+@dataclass(frozen=True)
+class Described:
+    """A part with what is measured of it.
+
+    Attributes
+    ----------
+    part
+        The part.
+    found, place
+        Moments of parts or components, and which of them it is.
+    label
+        Its texts.
+    """
+
+    part: Part
+    found: Moments
+    place: int
+    label: Labels
+
+
+def describe(
+    encoded: Encoded,
     found: Moments,
+    components: pd.DataFrame,
+    pool: Float[Tensor, "k e"],
     labels: Sequence[Labels],
+    *,
+    count: int,
+) -> list[Described]:
+    """Parts of a model with their moments and texts.
+
+    Parameters
+    ----------
+    encoded, found
+        Coordinates and moments of the components.
+    components
+        Table `components`.
+    pool
+        Text embeddings.
+    labels
+        Labels of the components, from `label_components`.
+    count
+        Texts per part at most.
+    """
+    parts = parts_of(components)
+    coarse = [part for part in parts if part.level != "component"]
+    summed = part_moments(encoded, found, coarse)
+    texts = label_components(summed, pool, count=count)
+    described = [
+        Described(part, summed, place, label)
+        for place, (part, label) in enumerate(zip(coarse, texts, strict=True))
+    ]
+    fine = [part for part in parts if part.level == "component"]
+    return described + [
+        Described(part, found, part.members[0], labels[part.members[0]]) for part in fine
+    ]
+
+
+def hierarchy_table(
+    described: Sequence[Described],
     texts: Sequence[str],
     categories: Sequence[str],
-    heldout: Moments | None = None,
+    heldout: Mapping[str, Moments] | None = None,
 ) -> pd.DataFrame:
     """Rows of table `hierarchy`, without model and data set: one per part and text.
 
     Parameters
     ----------
-    parts, found, labels
-        Parts, their moments from `part_moments`, and their labels from `label_components`; a part
-        that does not vary has one row without a text.
+    described
+        From `describe`; a part that does not vary has one row without a text.
     texts, categories
         The pool.
     heldout
-        Moments of the same parts over other images.
+        Moments over other images: of the `parts` above the components, and of the `components`.
     """
-    spread = found.total.trace().clamp_min(1e-300)
     rows = []
-    for place, (part, label) in enumerate(zip(parts, labels, strict=True)):
-        columns = found.bases.slices[place]
+    for one in described:
+        part, label = one.part, one.label
+        columns = one.found.bases.slices[one.place]
+        share = (one.found.cross[columns] * one.found.blocks[columns]).sum()
         fact = {
             "level": part.level,
             "node": part.node,
             "parent": part.parent,
             "components": len(part.members),
-            "share": float(found.cross[columns].trace() / spread),
+            "share": float(share / one.found.total.trace().clamp_min(1e-300)),
         }
         fresh = [float("nan")] * len(label.texts)
         if heldout is not None and label.texts:
-            fresh = explained(heldout, place, label.directions).tolist()
+            others = heldout["components" if part.level == "component" else "parts"]
+            fresh = explained(others, one.place, label.directions).tolist()
         for rank, text in enumerate(label.texts):
             rows.append(
                 fact
