@@ -41,67 +41,99 @@ MAX_CHUNK_ROWS = 64
 class _Section(BaseModel):
     """A section of the file; keys that are not declared are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        str_strip_whitespace=True,
+        use_attribute_docstrings=True,
+    )
 
 
 class SplitShares(_Section):
     """Shares of the images in each split, where the data set names none itself."""
 
     train: Share = 0.6
+    """Share of the images to fit on."""
     val: Share = 0.2
+    """Share of the images to choose settings on."""
     test: Share = 0.2
+    """Share of the images to report on."""
 
 
 class _DataSet(_Section):
-    bad_share: Share = 0.0  # share of unreadable images above which the run fails
+    bad_share: Share = 0.0
+    """Share of unreadable images above which the run fails, with their list."""
     split: SplitShares = SplitShares()
+    """How images are divided where the data set does not say: by a hash of their id."""
 
 
 class WorldData(_DataSet):
     """Rendered images with independent factors."""
 
     source: Literal["world"]
+    """Pictures of the demo world, rendered by the run."""
     count: Count
+    """Number of pictures."""
     seed: int = Field(0, ge=0)
+    """Of the pictures."""
 
 
 class SpuriousWorldData(_DataSet):
     """Rendered images whose class follows the scene in training, and not in the test images."""
 
     source: Literal["world_spurious"]
+    """Pictures of the demo world with a spurious cue, rendered by the run."""
     train: Count
+    """Pictures in which the class follows the scene in 95 % of the cases."""
     test: Count
+    """Pictures in which the four groups are equally frequent, half for `val`."""
     seed: int = Field(0, ge=0)
+    """Of the pictures."""
 
 
 class FolderData(_DataSet):
     """A folder with one folder of images for each class."""
 
     source: Literal["folder"]
+    """A folder with one folder of images for each class."""
     path: str
-    class_names: str | None = None  # text file: name of the folder, space, name of the class
+    """The folder."""
+    class_names: str | None = None
+    """Text file: name of a class folder, a space, name of the class."""
 
 
 class Columns(_Section):
     """Which column of a table holds what; `group` may join several columns."""
 
     path: str
+    """Column of the path of each image, relative to the table."""
     id: str | None = None
+    """Column of the id; a hash of the path where there is none."""
     label: str | None = None
+    """Column of the label."""
     split: str | None = None
+    """Column that holds `train`, `val` or `test`."""
     group: str | list[str] | None = None
+    """Column of the group (class and cue), or several that are joined."""
     mask: str | None = None
+    """Column of the path of the mask of the object."""
     caption: str | None = None
+    """Column of the caption."""
 
 
 class TableData(_DataSet):
     """A CSV or Parquet table that names the images; paths are relative to its folder."""
 
     source: Literal["table"]
+    """A CSV or Parquet table that names the images."""
     path: str
+    """The table."""
     columns: Columns
-    factors: list[str] = []  # further columns to carry along
-    values: dict[str, dict[str, str]] = {}  # column -> value in the table -> value to use
+    """Which column holds what."""
+    factors: list[str] = []
+    """Further columns to carry along."""
+    values: dict[str, dict[str, str]] = {}
+    """Column, then value in the table, then value to use in its place."""
 
     @field_validator("values", mode="before")
     @classmethod
@@ -125,146 +157,222 @@ DataSet = Annotated[
 class ReferenceTexts(_Section):
     """Text embeddings that are at hand without the model that made them."""
 
-    embeddings: str  # .npy, one unit vector for each name, as rows or as columns
-    names: str  # text file with one name a line, or a table
-    column: str | None = None  # column of the names, where `names` is a CSV or Parquet table
+    embeddings: str
+    """A `.npy` file with one unit vector for each name, as rows or as columns."""
+    names: str
+    """A text file with one name a line, or a table."""
+    column: str | None = None
+    """Column of the names, where `names` is a CSV or Parquet table."""
 
 
 class Reference(_Section):
     """The CLIP whose space the maps point to: a model, or only its text embeddings."""
 
     id: str | None = None
+    """`open_clip:NAME/TAG` or `open_clip:local-dir:FOLDER`."""
     weights: str | None = None
+    """Local file of weights (safetensors, or a pickle of tensors only)."""
     kwargs: dict[str, Any] = {}
+    """Further arguments of the library that makes the model."""
     texts: ReferenceTexts | None = None
+    """Text embeddings in place of a model."""
 
 
 class Model(_Section):
     """A model to decompose."""
 
     id: str
+    """`timm:NAME`, `open_clip:NAME/TAG`, either with `local-dir:FOLDER`."""
     weights: str | None = None
+    """Local file of weights (safetensors, or a pickle of tensors only)."""
     kwargs: dict[str, Any] = {}
+    """Further arguments of the library that makes the model."""
 
 
 class Contributions(_Section):
     """The dumps of per-component contributions."""
 
     datasets: Annotated[list[str], Field(min_length=1)]
+    """Data sets to dump."""
     per: Literal["layer", "head"] = "head"
+    """Finest components: attention heads, or whole attention blocks."""
     bias: Literal["separate", "even"] = "separate"
-    dtype: Literal["float32", "float16"] = "float32"
+    """One component for all constants, or constants shared evenly (as published)."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the stored contributions; what it loses is recorded for every image."""
+    factored: bool = True
+    """Store components as coordinates in bases of their own, where that takes less room."""
     shard_size: Annotated[int, Field(ge=1, le=100_000)] = 500
+    """Images of one job, and of one file of the store."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Images at a time; changes no result."""
     tolerance: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0e-5
+    """Relative error of the sum above which a job fails."""
 
 
 class Maps(_Section):
     """The linear maps from contributions to the CLIP space."""
 
     dataset: str
+    """Data set that the maps are fitted on."""
     target: Literal["image", "label_text"] = "image"
+    """Image embeddings of the reference CLIP, or text embeddings of the labels."""
     method: Literal["compalign", "shared", "ridge", "procrustes"] = "compalign"
+    """Which maps the later stages use."""
     orthogonality: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight λ of the orthogonality of the published objective."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 3.0e-4
+    """Of Adam."""
     max_epochs: Count = 50
+    """Passes over the training images at most."""
     patience: Count = 5
+    """Passes without a better held-out cosine before the fit stops."""
     heldout: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of the training images kept aside to stop on."""
     baselines: list[Literal["compalign", "shared", "ridge", "procrustes"]] = []
+    """Other maps, fitted on the same images for the table."""
 
 
 class Scores(_Section):
     """Scores of components for features, and the text labels of components."""
 
     dataset: str
+    """Data set that components are scored on."""
     texts_per_component: Count = 10
+    """Texts of each component that TextSpan looks for."""
 
 
 class Ablation(_Section):
     """Accuracy while components are replaced by their means."""
 
     dataset: str
-    reference_split: Split | None = "train"  # images whose mean replaces; null: all
-    split: Split | None = "test"  # images that are judged; null: all
+    """Data set of the curves."""
+    reference_split: Split | None = "train"
+    """Images whose mean replaces a component; null: all."""
+    split: Split | None = "test"
+    """Images that are judged; null: all."""
     classifier: Literal["own", "zero_shot", "probe", "auto"] = "auto"
+    """The model's own classifier, CLIP zero-shot, a linear probe, or what the model has."""
 
 
 class Retrieval(_Section):
     """Retrieval by one property, asked by text and by image."""
 
     dataset: str
-    split: Split | None = "test"  # images that are searched; null: all
+    """Data set that is searched."""
+    split: Split | None = "test"
+    """Images that are searched; null: all."""
     components: Count = 8
+    """Components of a property that are summed."""
     k: Annotated[list[Count], Field(min_length=1)] = [1, 5, 10]
+    """Ranks of the precision."""
     queries: Count = 50
+    """Probe images."""
 
 
 class Heatmaps(_Section):
     """Token heat maps of some images."""
 
     dataset: str
-    split: Split | None = "test"  # images to choose from; null: all
+    """Data set to choose images from."""
+    split: Split | None = "test"
+    """Images to choose from; null: all."""
     images: Count = 6
+    """Number of images."""
     directions: Literal["label", "predicted"] | Texts = "label"
+    """What maps are drawn for: the label, the predicted class, or texts."""
 
 
 class Segmentation(_Section):
     """Zero-shot segmentation from token heat maps."""
 
     dataset: str
-    split: Split | None = "test"  # images to choose from; null: all
+    """Data set with masks."""
+    split: Split | None = "test"
+    """Images to choose from; null: all."""
     images: Count = 100
+    """Number of images."""
     protocols: Annotated[list[Literal["C", "V"]], Field(min_length=1)] = ["C", "V"]
+    """Protocol of Chefer et al. (C), of Balasubramanian et al. (V)."""
     directions: Literal["label", "predicted"] = "label"
+    """What maps are drawn for."""
 
 
 class Spurious(_Section):
     """Mean-ablation of the components that carry a spurious cue."""
 
     dataset: str
+    """Data set with groups."""
     spurious_words: Texts
+    """Words of the cue."""
     core_words: Texts
+    """Words of what the class means."""
     top_k: Count = 4
+    """Components to ablate."""
     select_split: Split = "val"
+    """Images to choose the components on."""
     report_split: Split = "test"
+    """Images to report on."""
     draws: Count = 20
+    """Draws of random components, as a control."""
 
 
 class Applications(_Section):
     """What is done with the dumps; an application that is null is not run."""
 
     ablation: Ablation | None = None
+    """Mean-ablation curves."""
     retrieval: Retrieval | None = None
+    """Retrieval by one property."""
     heatmaps: Heatmaps | None = None
+    """Token heat maps."""
     segmentation: Segmentation | None = None
+    """Zero-shot segmentation."""
     spurious: Spurious | None = None
+    """Removal of a spurious cue."""
 
 
 class Report(_Section):
     """The page at the end."""
 
     title: str = "vit-atlas"
+    """Heading of the page."""
     examples: Count = 8
+    """Examples shown in a gallery."""
 
 
 class RunConfig(_Section):
     """A whole configuration file, checked."""
 
     run: Name
+    """Name of the run: its folder in `results`."""
     results: str = "results"
+    """Folder of all runs."""
     seed: int = Field(0, ge=0)
+    """Of everything random."""
     paths: dict[str, str] = {}
+    """Names to use as `${name}` in any text of the file."""
     reference: Reference | None = None
+    """The CLIP whose space the maps point to."""
     datasets: Annotated[dict[Name, DataSet], Field(min_length=1)]
+    """Name to data set."""
     models: Annotated[dict[Name, Model], Field(min_length=1)]
-    concepts: dict[str, Texts] = {}  # feature -> descriptors; in the file also a YAML file's path
-    templates: str | None = None  # text file, one template with {} a line; null: the bare text
-    text_pool: str | None = None  # category<TAB>text a line; null: the texts of `reference`
+    """Name to model."""
+    concepts: dict[str, Texts] = {}
+    """Feature to its descriptors; or the path of a YAML file of them."""
+    templates: str | None = None
+    """Text file with one prompt template with `{}` a line; null: the bare text."""
+    text_pool: str | None = None
+    """Text file with `category<TAB>text` a line; null: the texts of `reference`."""
     contributions: Contributions
+    """The dumps of contributions."""
     maps: Maps | None = None
+    """Maps to CLIP space; null: none."""
     scores: Scores | None = None
+    """Scores and labels; null: none."""
     applications: Applications = Applications()
-    report: Report = Report()
+    """What is done with the dumps."""
+    report: Report = Field(Report(), description="The page at the end.")
 
     @property
     def folder(self) -> Path:
