@@ -158,6 +158,16 @@ def _start(recipe: ContrastiveRecipe) -> str:
     return "The patch embedding starts from the principal\ncomponents of patches."
 
 
+def _distilled_start(recipe: SelfDistillationRecipe) -> str:
+    if not recipe.start:
+        return "The weights start at random, the patch embedding from the principal components.\n"
+    return (
+        f"It starts from the supervised model `{recipe.start}`, so what it knows is\n"
+        "not all found without labels: from random weights, the few hundred steps that a CPU\n"
+        "allows left shape near chance (`docs/demo-world.md`).\n"
+    )
+
+
 def _loading(recipe: Recipe) -> str:
     return CLIP_LOADING if isinstance(recipe, ContrastiveRecipe) else TIMM_LOADING
 
@@ -171,14 +181,19 @@ def _training(recipe: Recipe) -> str:
         )
     if isinstance(recipe, SelfDistillationRecipe):
         extra = (
-            " As in DINOv2, a share of the\npatches is hidden from the student, which has to"
-            " predict the teacher's prototypes there, and\nthe representations are spread (KoLeo)."
+            "As in DINOv2, a share of the patches is hidden from the student, which has to\n"
+            "predict the teacher's prototypes there, and the representations are spread (KoLeo).\n"
             if recipe.masked_patches
             else ""
         )
         return (
             "Self-distillation (DINO): two large crops and some small ones, teacher an\n"
-            f"exponential average of the student, centring and sharpening; no labels.{extra}\n"
+            "exponential average of the student, its prototypes balanced by Sinkhorn-Knopp.\n"
+            "Unlike in DINO the crops come from two pictures that show the same shape, colour,\n"
+            "texture and scene, as from two frames of a film, and the pictures of a batch come\n"
+            "in groups that share scene and colour. No class is named to the model, but which\n"
+            "pictures show the same thing is known.\n"
+            f"{extra}{_distilled_start(recipe)}"
             "The weights are the teacher's."
         )
     return (

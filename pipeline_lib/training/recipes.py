@@ -38,7 +38,7 @@ class Recipe:
     learning_rate: float = 5e-3
     weight_decay: float = 0.05
     seed: int = 0
-    images: int = 24_000
+    images: int = 40_000
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,14 @@ class SupervisedRecipe(Recipe):
 
 @dataclass(frozen=True)
 class SelfDistillationRecipe(SupervisedRecipe):
-    """A timm architecture trained without labels, student against averaged teacher (DINO).
+    """A timm architecture whose student learns from its averaged teacher (DINO).
 
     Attributes
     ----------
+    start
+        Name of the supervised model whose weights this one starts from; empty for none.
+    alike
+        Images of a batch come in groups of this size that share scene and colour.
     prototypes
         Outputs of the projection head.
     local_crops
@@ -71,14 +75,16 @@ class SelfDistillationRecipe(SupervisedRecipe):
         Weight of the loss that spreads the representations (DINOv2); 0 for none.
     """
 
-    prototypes: int = 1024
+    start: str = ""
+    alike: int = 32
+    prototypes: int = 256
     local_crops: int = 2
     local_side: int = 48
     masked_patches: float = 0.0
     koleo: float = 0.0
     momentum: float = 0.99
     student_temperature: float = 0.1
-    teacher_temperature: float = 0.05
+    teacher_temperature: float = 0.04
 
 
 @dataclass(frozen=True)
@@ -148,24 +154,26 @@ RECIPES: Mapping[str, Recipe] = {
             name="deit",
             architecture="deit_tiny_distilled_patch16_224",
             model_args=_VIT,
-            steps=1000,
+            steps=3000,
             batch=64,
         ),
         SelfDistillationRecipe(
             name="dino",
             architecture="vit_tiny_patch16_224",
-            model_args={**_VIT, "patch_size": 16, "dynamic_img_size": True},
-            steps=350,
-            batch=64,
-            learning_rate=2e-3,
+            model_args={**_VIT, "dynamic_img_size": True},
+            start="deit",
+            steps=320,
+            batch=96,
+            learning_rate=1.5e-3,
         ),
         SelfDistillationRecipe(
             name="dinov2",
             architecture="vit_small_patch14_reg4_dinov2",
             model_args={**_VIT, "dynamic_img_size": True, "init_values": 0.5},
-            steps=180,
-            batch=64,
-            learning_rate=2e-3,
+            start="deit",
+            steps=320,
+            batch=96,
+            learning_rate=1.5e-3,
             masked_patches=0.3,
             koleo=0.1,
         ),
@@ -181,7 +189,7 @@ RECIPES: Mapping[str, Recipe] = {
                 "window_size": 6,
                 "drop_path_rate": 0.0,
             },
-            steps=700,
+            steps=2200,
             batch=64,
         ),
         SupervisedRecipe(
@@ -197,7 +205,7 @@ RECIPES: Mapping[str, Recipe] = {
                 "transformer_dim_head": 16,
                 "transformer_partition_ratio": 16,
             },
-            steps=440,
+            steps=1600,
             batch=64,
             learning_rate=4e-3,
         ),

@@ -1,28 +1,38 @@
-"""Self-distillation without labels: DINO, and the additions of DINOv2.
+"""Self-distillation: DINO, and the additions of DINOv2.
 
-The student sees two large and some small crops of an image, the teacher (a moving average of the
-student) the two large ones; the student learns to give every crop the prototypes that the teacher
-gives to the other large crop. DINOv2 adds a loss on patches hidden from the student, and one that
-spreads the representations over the sphere.
+The student sees two large and some small crops, the teacher (a moving average of the student) the
+two large ones; the student learns to give every crop the prototypes that the teacher gives to the
+other large crop. The teacher's prototypes are balanced within a batch by Sinkhorn-Knopp. DINOv2
+adds a loss on patches hidden from the student, and one that spreads the representations.
+
+One thing differs from DINO: the crops come from two pictures that show the same shape, colour,
+texture and scene, like two frames of a film, and not from one picture. No class is named in this
+training, but which pictures show the same thing is known.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from pipeline_lib.training.data import SIDE, Pool, batches, mirrored, normalise
+from pipeline_lib.training.data import SIDE, Pool, alike_batches, mirrored, normalise
 from pipeline_lib.training.optimise import fit, mixed_precision, set_seed
 from pipeline_lib.training.recipes import SelfDistillationRecipe
 from pipeline_lib.training.supervised import build_timm
-from pipeline_lib.training.warm_start import warm_start_timm
+from pipeline_lib.training.warm_start import (
+    load_weights,
+    start_from_relative,
+    warm_start_timm,
+)
+from pipeline_lib.world.factors import FACTORS, TASK_FACTORS
 
-LARGE_SCALE, SMALL_SCALE = (0.6, 1.0), (0.3, 0.6)
-CENTRE_MOMENTUM = 0.9
+LARGE_SCALE, SMALL_SCALE = (0.7, 1.0), (0.4, 0.8)
 MASKED_IMAGES = 0.5
 
 
@@ -78,18 +88,26 @@ def _hide(patches: Tensor, hidden: Tensor, token: Tensor) -> Tensor:
     return torch.where(hidden[..., None], token.to(flat.dtype), flat).reshape(shape)
 
 
-class Centre:
-    """Running mean of the teacher's scores, removed before sharpening."""
+@torch.no_grad()
+def balanced_targets(
+    scores: Float[Tensor, "n k"], temperature: float, rounds: int = 3
+) -> Float[Tensor, "n k"]:
+    """Teacher distribution of each row, all prototypes used alike (Sinkhorn-Knopp).
 
-    def __init__(self, prototypes: int, device: torch.device) -> None:
-        self.value = torch.zeros(prototypes, device=device)
-
-    @torch.no_grad()
-    def targets(self, scores: Float[Tensor, "n k"], temperature: float) -> Float[Tensor, "n k"]:
-        """Teacher distribution of each row; the centre follows the scores."""
-        result = ((scores - self.value) / temperature).softmax(dim=-1)
-        self.value = CENTRE_MOMENTUM * self.value + (1 - CENTRE_MOMENTUM) * scores.mean(dim=0)
-        return result
+    Parameters
+    ----------
+    scores
+        Cosines with the prototypes.
+    temperature
+        Small values give sharp distributions.
+    rounds
+        Normalisations of columns and rows; the rows come last, so each row sums to 1.
+    """
+    mass = ((scores.double() - scores.max()) / temperature).exp()
+    for _ in range(rounds):
+        mass = mass / mass.sum(dim=0, keepdim=True).clamp_min(1e-300)
+        mass = mass / mass.sum(dim=1, keepdim=True)
+    return mass.to(scores.dtype)
 
 
 def distillation_loss(
@@ -108,18 +126,28 @@ def koleo_loss(representations: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 
 
 def train_self_distillation(
-    recipe: SelfDistillationRecipe, pool: Pool, device: torch.device
+    recipe: SelfDistillationRecipe, pool: Pool, models: Path, device: torch.device
 ) -> tuple[nn.Module, float]:
-    """Backbone of the trained teacher, and the seconds it took."""
+    """Backbone of the trained teacher, and the seconds it took.
+
+    Parameters
+    ----------
+    recipe, pool, device
+        What to train, on what, and where.
+    models
+        Holds the folder of the model that this one starts from.
+    """
     rng = set_seed(recipe.seed)
     backbone = build_timm(recipe, num_classes=0)
-    warm_start_timm(backbone, pool)
+    if recipe.start:
+        start_from_relative(backbone, load_weights(models / recipe.start))
+    else:
+        warm_start_timm(backbone, pool)
     student = Learner(backbone, recipe).to(device).train()
     teacher = copy.deepcopy(student).requires_grad_(False)
-    centre, patch_centre = (Centre(recipe.prototypes, device) for _ in range(2))
 
     def loss_of(crops: list[Tensor]) -> Tensor:
-        return _loss(recipe, student, teacher, crops, centre, patch_centre, rng)
+        return _loss(recipe, student, teacher, crops, rng)
 
     def after_step(step: int) -> None:
         follow(teacher, student, 1 - (1 - recipe.momentum) * (1 - 0.9 * step / recipe.steps))
@@ -141,14 +169,13 @@ def _loss(
     student: Learner,
     teacher: Learner,
     crops: list[Tensor],
-    centre: Centre,
-    patch_centre: Centre,
     rng: torch.Generator,
 ) -> Tensor:
     large, small = torch.cat(crops[:2]), crops[2:]
     with torch.no_grad(), mixed_precision(large.device):
         seen, patches = teacher(large)
-        targets = centre.targets(teacher.head(seen), recipe.teacher_temperature).chunk(2)
+        scores = teacher.head(seen).chunk(2)
+    targets = [balanced_targets(part, recipe.teacher_temperature) for part in scores]
     hidden = _hidden_patches(recipe, patches.shape[:2], rng, large.device)
     with mixed_precision(large.device):
         pooled, tokens = student(large, hidden)
@@ -166,7 +193,7 @@ def _loss(
         with mixed_precision(large.device):
             wanted = teacher.patch_head(patches[hidden])
             given = student.patch_head(tokens[hidden])
-        wanted = patch_centre.targets(wanted, recipe.teacher_temperature)
+        wanted = balanced_targets(wanted, recipe.teacher_temperature)
         loss = loss + distillation_loss(given, wanted, recipe.student_temperature)
     if recipe.koleo:
         loss = loss + recipe.koleo * sum(koleo_loss(part) for part in pooled.chunk(2)) / 2
@@ -190,12 +217,38 @@ def _hidden_patches(
 def _cropped(
     recipe: SelfDistillationRecipe, pool: Pool, rng: torch.Generator, device: torch.device
 ) -> Iterator[list[Tensor]]:
-    for numbers in batches(len(pool), recipe.batch, recipe.steps, recipe.seed):
-        images = torch.from_numpy(pool.images[numbers])
-        crops = [crop(images, rng, SIDE, LARGE_SCALE) for _ in range(2)]
-        for _ in range(recipe.local_crops):
-            crops.append(crop(images, rng, recipe.local_side, SMALL_SCALE))
+    partner = Partners(pool, recipe.seed)
+    steps = alike_batches(
+        pool, recipe.batch, recipe.alike, recipe.steps, recipe.seed, ("scene", "colour")
+    )
+    for numbers in steps:
+        pair = [torch.from_numpy(pool.images[part]) for part in (numbers, partner.of(numbers))]
+        crops = [crop(images, rng, SIDE, LARGE_SCALE) for images in pair]
+        for number in range(recipe.local_crops):
+            crops.append(crop(pair[number % 2], rng, recipe.local_side, SMALL_SCALE))
         yield [part.to(device) for part in crops]
+
+
+class Partners:
+    """For each picture of a pool another one that shows the same: all task factors are equal."""
+
+    def __init__(self, pool: Pool, seed: int) -> None:
+        columns = [list(FACTORS).index(name) for name in TASK_FACTORS]
+        _, self._kinds = np.unique(pool.codes[:, columns], axis=0, return_inverse=True)
+        self._order = np.argsort(self._kinds, kind="stable")
+        self._counts = np.bincount(self._kinds)
+        self._starts = np.cumsum(self._counts) - self._counts
+        ranks = np.arange(len(self._order)) - self._starts[self._kinds[self._order]]
+        self._place = np.empty_like(self._order)
+        self._place[self._order] = ranks
+        self._rng = np.random.default_rng([seed, 17])
+
+    def of(self, numbers: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """A random partner of each image; the image itself where it is the only one of its kind."""
+        kinds = self._kinds[numbers]
+        counts = self._counts[kinds]
+        steps = 1 + self._rng.integers(0, np.maximum(counts - 1, 1))
+        return self._order[self._starts[kinds] + (self._place[numbers] + steps) % counts]
 
 
 def crop(
@@ -231,10 +284,8 @@ def crop(
 
 
 def recoloured(images: Float[Tensor, "n 3 h w"], rng: torch.Generator) -> Float[Tensor, "n 3 h w"]:
-    """Images with their brightness, contrast and balance of colours changed, some made grey."""
+    """Images with their brightness, contrast and balance of colours changed."""
     n = len(images)
-    gain = 1 + 0.6 * (torch.rand(n, 3, 1, 1, generator=rng) - 0.5)
-    offset = 0.8 * (torch.rand(n, 1, 1, 1, generator=rng) - 0.5)
-    grey = (torch.rand(n, 1, 1, 1, generator=rng) < 0.2).float()
-    toned = images * gain + offset
-    return toned + grey * (toned.mean(dim=1, keepdim=True) - toned)
+    gain = 1 + 0.3 * (torch.rand(n, 3, 1, 1, generator=rng) - 0.5)
+    offset = 0.4 * (torch.rand(n, 1, 1, 1, generator=rng) - 0.5)
+    return images * gain + offset

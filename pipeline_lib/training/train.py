@@ -117,7 +117,7 @@ def _train_and_measure(
         model, tokenizer = load_open_clip(folder)
         return seconds, zero_shot_accuracy(model.to(device), tokenizer, held_out, device)
     if isinstance(recipe, SelfDistillationRecipe):
-        model, seconds = train_self_distillation(recipe, pool, device)
+        model, seconds = train_self_distillation(recipe, pool, models, device)
         save_timm(folder, model, recipe, label_names=[])
         model = load_timm(folder).to(device)
         features = outputs(pool, model, device, limit=PROBE_IMAGES)

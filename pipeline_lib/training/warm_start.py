@@ -225,6 +225,33 @@ def start_from_supervised(tower: nn.Module, weights: Mapping[str, Tensor]) -> No
             block.mlp.c_proj.weight.mul_(0.1)
 
 
+@torch.no_grad()
+def start_from_relative(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Start a plain timm vision transformer from a supervised one of the same width and depth.
+
+    Register tokens keep their random start, and LayerScale starts at 1. Position embeddings are
+    taken with or without one for the class token, as the model has them.
+
+    Parameters
+    ----------
+    model
+        Of timm, with a class token.
+    weights
+        Of a timm vision transformer with a class token that has a position of its own.
+    """
+    own = model.state_dict()
+    taken = {name: weights[name] for name in own if name in weights and name != "pos_embed"}
+    positions = weights["pos_embed"]
+    patches = model.patch_embed.num_patches
+    if own["pos_embed"].shape[1] == patches:
+        taken["pos_embed"] = positions[:, -patches:]
+        taken["cls_token"] = weights["cls_token"] + positions[:, :1]
+    else:
+        taken["pos_embed"] = torch.cat([positions[:, :1], positions[:, -patches:]], dim=1)
+    scales = {name: torch.ones_like(own[name]) for name in own if name.endswith(".gamma")}
+    model.load_state_dict({**own, **scales, **taken})
+
+
 def _start_block(block: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
     block.attn.in_proj_weight.copy_(weights[f"{name}.attn.qkv.weight"])
     block.attn.in_proj_bias.copy_(weights[f"{name}.attn.qkv.bias"])

@@ -25,7 +25,13 @@ from pipeline_lib.training.data import (
     shifted,
 )
 from pipeline_lib.training.recipes import RECIPES, TRAIN_SEED, Recipe, recipe_of
-from pipeline_lib.training.self_distillation import Centre, crop, follow, koleo_loss
+from pipeline_lib.training.self_distillation import (
+    Partners,
+    balanced_targets,
+    crop,
+    follow,
+    koleo_loss,
+)
 from pipeline_lib.training.supervised import multi_attribute_loss, task_slices
 from pipeline_lib.training.train import load_timm, train_demo_model
 from pipeline_lib.training.warm_start import (
@@ -35,6 +41,7 @@ from pipeline_lib.training.warm_start import (
     waves_of_grid,
 )
 from pipeline_lib.world import FACTORS, render, sample_factors
+from pipeline_lib.world.factors import TASK_FACTORS
 
 CPU = torch.device("cpu")
 MODELS = Path(__file__).parents[2] / "resources" / "models"
@@ -166,15 +173,27 @@ def test_contrastive_loss_takes_equal_captions_as_equally_right():
     assert contrastive_loss(aligned, aligned, scale, different) < 1e-4
 
 
-def test_centre_follows_the_scores_and_targets_are_distributions():
-    centre = Centre(4, CPU)
-    scores = torch.tensor([[1.0, 0, 0, 0]]).expand(6, 4)
-    targets = centre.targets(scores, temperature=0.1)
-    assert torch.allclose(targets.sum(1), torch.ones(6))
-    assert centre.value[0] == pytest.approx(0.1)
-    for _ in range(60):
-        last = centre.targets(scores, temperature=0.1)
-    assert last[0, 0] < targets[0, 0]  # a score that is always high says less and less
+def test_balanced_targets_are_distributions_that_use_all_prototypes_alike():
+    scores = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    scores[:, 0] += 5  # a prototype that every row would choose
+    targets = balanced_targets(scores, temperature=0.5, rounds=50)
+    assert torch.allclose(targets.sum(1), torch.ones(8), atol=1e-5)
+    assert torch.allclose(targets.sum(0), torch.full((4,), 2.0), atol=1e-2)
+    alone = balanced_targets(torch.eye(4), temperature=0.05)
+    assert torch.allclose(alone, torch.eye(4), atol=1e-5)
+
+
+def test_partners_show_the_same_in_another_picture(pools):
+    pool = load_pool(pools, 60, TRAIN_SEED)
+    codes = pool.codes.copy()
+    task = [list(FACTORS).index(name) for name in TASK_FACTORS]
+    codes[:, task] = np.arange(60)[:, None] // 3 % 2
+    codes[0, task] = 5
+    numbers = np.arange(60)
+    partners = Partners(Pool(pool.images, codes), seed=0).of(numbers)
+    assert (codes[partners][:, task] == codes[:, task]).all()
+    assert partners[0] == 0  # the only one of its kind
+    assert (partners[1:] != numbers[1:]).all()
 
 
 def test_koleo_prefers_spread_vectors():
