@@ -4,7 +4,8 @@ The declarations are used to write (`write_table`), to check on read (`read_tabl
 stores (`pipeline_lib.store`) and to document (`docs/artifacts.md`). What a stage computes belongs
 in the module named like the stage, not here. Free of torch, so that rules may import it.
 
-Axis letters: `n` image, `c` component, `d` model width, `e` width of the CLIP space, `k` text.
+Axis letters: `n` image, `c` component, `d` model width, `e` width of the CLIP space, `k` text,
+`b` vectors of all bases, `r` coordinates of all components.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline_lib.errors import ArtifactError
+from pipeline_lib.provenance import context
 
 #: Raised by hand when a stage's results change for the same inputs; a rule puts its stage's number
 #: into `params`, so that exactly the downstream jobs run again.
@@ -29,13 +31,15 @@ STAGE_VERSIONS: dict[str, int] = {
     "world": 1,
     "manifest": 1,
     "features": 1,
-    "contributions": 1,
+    "contributions": 2,
     "maps": 1,
-    "scores": 2,
+    "scores": 3,
+    "validation": 1,
+    "comparison": 1,
     "ablation": 3,
     "retrieval": 1,
     "heatmaps": 1,
-    "segmentation": 2,
+    "segmentation": 3,
     "spurious": 1,
     "report": 1,
 }
@@ -63,13 +67,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a Zarr store; its first axis is always `n`, the row of the manifest."""
+    """One array of a Zarr store; its first axis is `n`, the row of the manifest, or it is shared."""
 
     name: str
     axes: tuple[str, ...]
     dtype: str  # "config": as the configuration asks
     meaning: str
     optional: bool = False  # whether a store may do without it
+
+    @property
+    def per_image(self) -> bool:
+        """Whether it has a row for every image."""
+        return self.axes[0] == "n"
 
 
 _ARROW = {
@@ -143,6 +152,7 @@ _TABLES = (
             Column("head", "int64", "head within its attention block; -1 where none"),
             Column("module", "string", "path of the module that produced the component"),
             Column("tokens", "int64", "tokens over which the readout pools this component"),
+            Column("rank", "int64", "coordinates stored of it; the model width d: stored whole"),
         ),
     ),
     Table(
@@ -439,6 +449,50 @@ _TABLES = (
                 "map", "float64", "mean over images of the average precision (C: both channels)"
             ),
             Column("n", "int64", "images"),
+            Column("low", "float64", "lower end of the 95 % interval of miou (V: iou_object)"),
+            Column("high", "float64", "upper end of it"),
+        ),
+    ),
+    Table(
+        "segmentation_images",
+        "Zero-shot segmentation of each image by itself.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("protocol", "string", "C or V"),
+            Column("method", "string", "decomposition, or a baseline"),
+            Column("image_id", "string", "image"),
+            Column("iou_object", "float64", "0 to 1"),
+            Column("iou_background", "float64", "0 to 1"),
+            Column("map", "float64", "average precision"),
+            Column("mass", "float64", "share of the positive map inside the mask", nullable=True),
+            Column("area", "float64", "share of the image inside the mask"),
+        ),
+    ),
+    Table(
+        "segmentation_choices",
+        "How well each recipe from signed token maps to one map does on the images to choose on.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("protocol", "string", "C or V"),
+            Column("recipe", "string", "class, or energy_p: power p of the length over classes"),
+            Column("iou_object", "float64", "0 to 1"),
+            Column("miou", "float64", "mean of object and background", nullable=True),
+            Column("n", "int64", "images"),
+            Column("chosen", "bool", "whether the reported maps are made by it"),
+        ),
+    ),
+    Table(
+        "segmentation_examples",
+        "Best, median and worst image of the decomposition, for the report.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("place", "string", "best, median or worst"),
+            Column("image_id", "string", "image"),
+            Column("iou_object", "float64", "0 to 1"),
+            Column("file", "string", "picture of the overlay, relative to this table"),
         ),
     ),
     Table(
@@ -520,7 +574,9 @@ STORES: dict[str, tuple[Array, ...]] = {
         Array("logits", ("n", "k"), "float32", "the model's own classifier", optional=True),
         Array("representation", ("n", "d"), "float32", "pooled representation z"),
         Array("error", ("n",), "float32", "norm of z minus the sum of components, over norm of z"),
-        Array("contributions", ("n", "c", "d"), "config", "direct contribution of each component"),
+        Array("rounding", ("n",), "float32", "what storing lost of all contributions, over them"),
+        Array("bases", ("b", "d"), "float32", "bases of the components' contributions", True),
+        Array("coordinates", ("n", "r"), "config", "contributions in these bases, side by side"),
     ),
 }
 
@@ -563,7 +619,8 @@ def write_table(
     path
         Parquet file to write; its folder is made if needed.
     provenance
-        JSON-able facts on what made the table, kept in the file's metadata.
+        JSON-able facts on what made the table, kept in the file's metadata; what is known of
+        the job (`provenance.set_context`) stands beside them under `job`.
 
     Raises
     ------
@@ -579,7 +636,8 @@ def write_table(
     arrow = pa.Table.from_pandas(frame[declared], schema=pa.schema(fields), preserve_index=False)
     for column in extra:
         arrow = arrow.append_column(str(column), pa.array(frame[column], from_pandas=True))
-    facts = json.dumps(dict(provenance or {}), sort_keys=True)
+    known = {"job": context()} if context() else {}
+    facts = json.dumps({**dict(provenance or {}), **known}, sort_keys=True)
     arrow = arrow.replace_schema_metadata({"vit_atlas.table": name, "vit_atlas.provenance": facts})
     with atomic_path(path) as beside:
         pq.write_table(arrow, beside)

@@ -38,6 +38,10 @@ Texts = Annotated[list[str], Field(min_length=1)]
 MAX_CHUNK_ROWS = 64
 
 
+#: Text pools that timm carries: names and definitions of the 1,000 classes of ImageNet.
+IMAGENET_POOLS = ("imagenet:lemmas", "imagenet:definitions")
+
+
 class _Section(BaseModel):
     """A section of the file; keys that are not declared are refused."""
 
@@ -210,14 +214,19 @@ class Contributions(_Section):
     """Relative error of the sum above which a job fails."""
 
 
+MapMethod = Literal["compalign", "cosine", "ridge", "anchored", "shared", "procrustes"]
+
+
 class Maps(_Section):
     """The linear maps from contributions to the CLIP space."""
 
     dataset: str
     """Data set that the maps are fitted on."""
-    target: Literal["image", "label_text"] = "image"
-    """Image embeddings of the reference CLIP, or text embeddings of the labels."""
-    method: Literal["compalign", "shared", "ridge", "procrustes"] = "compalign"
+    target: Literal["image", "label_text", "caption_text"] = "image"
+    """Image embeddings of the reference CLIP, or text embeddings of the labels or captions."""
+    given: str | None = None
+    """Folder of maps of another run (its `maps`), applied as they are; null: maps are fitted."""
+    method: MapMethod = "compalign"
     """Which maps the later stages use."""
     orthogonality: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight λ of the orthogonality of the published objective."""
@@ -229,7 +238,7 @@ class Maps(_Section):
     """Passes without a better held-out cosine before the fit stops."""
     heldout: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of the training images kept aside to stop on."""
-    baselines: list[Literal["compalign", "shared", "ridge", "procrustes"]] = []
+    baselines: list[MapMethod] = []
     """Other maps, fitted on the same images for the table."""
 
 
@@ -262,8 +271,14 @@ class Retrieval(_Section):
     """Data set that is searched."""
     split: Split | None = "test"
     """Images that are searched; null: all."""
-    components: Count = 8
-    """Components of a property that are summed."""
+    components: Count | None = None
+    """Components of a property that are summed; null: chosen on `choose_split`."""
+    candidates: Annotated[list[Count], Field(min_length=1)] = [1, 2, 4, 8, 16, 32]
+    """Numbers of components to choose from."""
+    choose_split: Split = "val"
+    """Images to choose the number of components on."""
+    probes: list[str] = []
+    """Image files to search with, beside the drawn probe images; the results become a picture."""
     k: Annotated[list[Count], Field(min_length=1)] = [1, 5, 10]
     """Ranks of the precision."""
     queries: Count = 50
@@ -292,6 +307,8 @@ class Segmentation(_Section):
     """Images to choose from; null: all."""
     images: Count = 100
     """Number of images."""
+    choose_split: Split = "val"
+    """Images to choose on how signed maps become one: half as many as `images`."""
     protocols: Annotated[list[Literal["C", "V"]], Field(min_length=1)] = ["C", "V"]
     """Protocol of Chefer et al. (C), of Balasubramanian et al. (V)."""
     directions: Literal["label", "predicted"] = "label"
@@ -307,14 +324,33 @@ class Spurious(_Section):
     """Words of the cue."""
     core_words: Texts
     """Words of what the class means."""
-    top_k: Count = 4
-    """Components to ablate."""
+    top_k: Count | None = None
+    """Components to ablate; null: chosen on `select_split`, at most `max_k`."""
+    max_k: Count = 10
+    """Most components to ablate, where their number is chosen."""
     select_split: Split = "val"
-    """Images to choose the components on."""
+    """Images to choose the components, and their number, on."""
     report_split: Split = "test"
     """Images to report on."""
     draws: Count = 20
     """Draws of random components, as a control."""
+    seeds: Count = 5
+    """Redraws of the images to fit and to choose on, for the intervals."""
+
+
+class Codes(_Section):
+    """Sparse concept codes: images as short lists of texts."""
+
+    dataset: str
+    """Data set whose images are written as texts."""
+    split: Split | None = "test"
+    """Images to write as texts; null: all."""
+    texts: Count = 5
+    """Most texts of an image."""
+    shown: Count = 24
+    """Images in the table with their carriers."""
+    carriers: Count = 3
+    """Components named for each text."""
 
 
 class Applications(_Section):
@@ -330,6 +366,8 @@ class Applications(_Section):
     """Zero-shot segmentation."""
     spurious: Spurious | None = None
     """Removal of a spurious cue."""
+    codes: Codes | None = None
+    """Sparse concept codes."""
 
 
 class Report(_Section):
@@ -362,8 +400,9 @@ class RunConfig(_Section):
     """Feature to its descriptors; or the path of a YAML file of them."""
     templates: str | None = None
     """Text file with one prompt template with `{}` a line; null: the bare text."""
-    text_pool: str | None = None
-    """Text file with `category<TAB>text` a line; null: the texts of `reference`."""
+    text_pool: str | Texts | None = None
+    """Text file with `category<TAB>text` a line, or several; `imagenet:lemmas` and
+    `imagenet:definitions` stand for what timm carries; null: the texts of `reference`."""
     contributions: Contributions
     """The dumps of contributions."""
     maps: Maps | None = None
@@ -723,7 +762,7 @@ def _value_problems(raw: Mapping[str, Any]) -> list[str]:
 
 def _file_problems(raw: Mapping[str, Any]) -> list[str]:
     """Files and folders that are named but absent, and columns that a table does not have."""
-    places = [("templates",), ("text_pool",), ("reference", "weights")]
+    places = [("templates",), ("maps", "given"), ("reference", "weights")]
     places += [("reference", "texts", key) for key in ("embeddings", "names")]
     for model in _keys(raw, "models"):
         places.append(("models", model, "weights"))
@@ -733,9 +772,12 @@ def _file_problems(raw: Mapping[str, Any]) -> list[str]:
     for place in [f"models.{name}.id" for name in _keys(raw, "models")] + ["reference.id"]:
         folder = local_folder(str(_at(raw, *place.split("."))))
         named[place] = str(folder) if folder else None
+    pools = _at(raw, "text_pool")
+    pools = pools if isinstance(pools, list) else [pools]
+    pairs = [("text_pool", pool) for pool in pools if pool not in IMAGENET_POOLS]
     problems = [
         f"{place}: {path} does not exist"
-        for place, path in named.items()
+        for place, path in [*pairs, *named.items()]
         if isinstance(path, str) and "${" not in path and not Path(path).exists()
     ]
     for name in _keys(raw, "datasets"):

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from pipeline_lib.artifacts import STORES, read_provenance, read_table, write_table
 from pipeline_lib.config import Contributions
-from pipeline_lib.device import compute_device
+from pipeline_lib.device import Halving, compute_device
 from pipeline_lib.dumps import components_path, open_dump
+from pipeline_lib.encoder import Encoder, check_rounding
 from pipeline_lib.errors import ArtifactError, ToleranceError
+from pipeline_lib.factors import Factors
 from pipeline_lib.images import image_batches
+from pipeline_lib.provenance import code_facts, data_fingerprint
 from pipeline_lib.store import Shard, write_layout, write_shard
 
 if TYPE_CHECKING:
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from pipeline_lib.models import VisionModel
 
 log = logging.getLogger(__name__)
+
+#: Arrays of a store for some images, by name.
+Arrays = dict[str, Float32[np.ndarray, "b *_"]]
 
 #: Images of a failed shard named in an error.
 SHOWN = 5
@@ -43,6 +49,7 @@ def dump_shard(
     root: Path,
     store: Path,
     settings: Contributions,
+    factors: Factors,
     *,
     workers: int = 2,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -63,6 +70,8 @@ def dump_shard(
         `contributions/{model}/{dataset}.zarr`.
     settings
         Section `contributions` of the configuration: how to decompose and to store.
+    factors
+        Bases of the model's components, from `model_factors`.
     workers
         Threads that decode images ahead of the computation.
 
@@ -76,9 +85,9 @@ def dump_shard(
     DataError
         If an image cannot be read or has changed since the manifest was made.
     ToleranceError
-        If contributions do not sum to the representation.
+        If contributions do not sum to the representation, or cannot be stored.
     ArtifactError
-        If the shard cannot be written.
+        If the bases are of another model, or the shard cannot be written.
     """
     import torch  # here, so that the job that only gathers starts without it
 
@@ -89,12 +98,17 @@ def dump_shard(
     began = time.monotonic()
     shard = Shard(rows, settings.shard_size)
     parts = None
-    for where, parts in _decomposed(model, shard.active, root, settings, device, workers):
-        shard.put(where, _arrays_of(model, parts))
+    encoder = Encoder(factors, settings, device)
+    for where, done, arrays in _decomposed(
+        model, shard.active, root, settings, encoder, device, workers
+    ):
+        check_rounding(arrays["rounding"], shard.active["path"].iloc[where], settings)
+        shard.put(where, arrays)
+        parts = done
     if parts is None:  # all images of the shard have left; lay it out as the others are
         blank = torch.zeros(1, 3, *model.input_size, device=device)
         parts = decompose(model, blank, per=settings.per, bias=settings.bias)
-        shard.put(slice(0, 0), _arrays_of(model, parts))
+        shard.put(slice(0, 0), _arrays_of(model, parts, encoder))
     write_shard(
         store, "contributions", shard.number, shard.arrays,
         shard_size=settings.shard_size, dtype=settings.dtype,
@@ -102,11 +116,13 @@ def dump_shard(
     facts = {
         "model": model.id,
         "weight_hash": model.weight_hash,
+        "preprocessing": [str(step) for step in getattr(model.preprocess, "transforms", [])],
         "readout": parts.readout,
         "per": settings.per,
         "bias": settings.bias,
         "shard_size": settings.shard_size,
         "dtype": settings.dtype,
+        "bases": factors.digest,
         "sizes": _sizes(shard.arrays),
         "made": {
             "images": len(shard.active),
@@ -115,7 +131,7 @@ def dump_shard(
             "torch": torch.__version__,
         },
     }
-    return parts.components, facts
+    return parts.components.assign(rank=factors.ranks), facts
 
 
 def gather_dump(
@@ -123,6 +139,7 @@ def gather_dump(
     records: Sequence[Path],
     manifest: Path,
     tolerance: float,
+    factors: Factors,
     *,
     batch_size: int = 64,
 ) -> dict[str, Any]:
@@ -140,13 +157,15 @@ def gather_dump(
         `manifest/{dataset}/images.parquet`.
     tolerance
         Largest relative error of the sum of contributions.
+    factors
+        The bases that the shards were made with.
     batch_size
         Images read at once.
 
     Returns
     -------
     dict
-        Facts on the whole dump: images, components, largest error, bytes.
+        The dump's manifest: `provenance.FIELDS` but stage and seed, its sizes and its bytes.
 
     Raises
     ------
@@ -157,18 +176,29 @@ def gather_dump(
     """
     components, facts = _agreed(records)
     made = [read_provenance(record)["made"] for record in records]
+    if facts["bases"] != factors.digest:
+        raise ArtifactError(
+            f"the shards of {store} were made with other bases than those given. Run: rm -r "
+            f"{records[0].parent} && snakemake"
+        )
     sizes = {**facts.pop("sizes"), "n": len(read_table("manifest", manifest))}
+    sizes["b"] = len(factors.bases)
     layout = {key: facts.pop(key) for key in ("shard_size", "dtype")}
     write_table("components", components, components_path(store), facts)
-    write_layout(store, "contributions", sizes, **layout, attributes=facts)
-    worst = _check_dump(store, manifest, tolerance, layout["dtype"], batch_size)
+    shared = {"bases": factors.bases} if len(factors.bases) else {}
+    write_layout(store, "contributions", sizes, **layout, attributes=facts, shared=shared)
+    found = _check_dump(store, manifest, tolerance, layout["dtype"], batch_size)
+    described = ("model", "weight_hash", "preprocessing", "readout")
     return {
-        **facts,
-        **layout,
-        "sizes": sizes,
-        "worst_error": worst,
+        **code_facts(),
+        **{name: facts.pop(name) for name in described},
+        "data": data_fingerprint(read_table("manifest", manifest)),
+        "parameters": {**facts, "shard_size": layout["shard_size"], "tolerance": tolerance},
+        "dtype": layout["dtype"],
+        "device": sorted({f"{shard['device']}, torch {shard['torch']}" for shard in made}),
         "seconds": round(sum(shard["seconds"] for shard in made), 3),
-        "devices": sorted({shard["device"] for shard in made}),
+        "exactness": found,
+        "sizes": sizes,
         "bytes": sum(path.stat().st_size for path in store.rglob("*") if path.is_file()),
     }
 
@@ -178,9 +208,10 @@ def _decomposed(
     active: pd.DataFrame,
     root: Path,
     settings: Contributions,
+    encoder: Encoder,
     device: torch.device,
     workers: int,
-) -> Iterator[tuple[slice, Decomposition]]:
+) -> Iterator[tuple[slice, Decomposition, Arrays]]:
     """The images of a shard decomposed batch by batch, each within the tolerance."""
     from pipeline_lib.decomposition import decompose
 
@@ -193,23 +224,37 @@ def _decomposed(
         pin_memory=device.type == "cuda",
     )
     progress = _Progress(len(active))
-    for where, images in batches:
-        images = images.to(device, non_blocking=True)
+
+    def one(images: Float[torch.Tensor, "b 3 h w"]) -> tuple[Decomposition, Arrays]:
         parts = decompose(model, images, per=settings.per, bias=settings.bias)
-        if where.start == 0:
-            _log_start(model, settings, device, parts.values.shape, len(active))
-        errors = parts.error.cpu().numpy()
-        _check_errors(errors, active["path"].iloc[where], settings.tolerance, str(device))
-        progress.log(where.stop)
-        yield where, parts
+        return parts, _arrays_of(model, parts, encoder)
+
+    fitting = Halving(one)
+    for where, images in batches:
+        for part, (parts, arrays) in fitting(images.to(device, non_blocking=True)):
+            here = slice(where.start + part.start, where.start + part.stop)
+            if here.start == 0:
+                _log_start(model, settings, device, parts.values.shape, len(active))
+            errors = parts.error.cpu().numpy()
+            _check_errors(errors, active["path"].iloc[here], settings.tolerance, str(device))
+            progress.log(here.stop)
+            yield here, parts, arrays
 
 
-def _arrays_of(model: VisionModel, parts: Decomposition) -> dict[str, Float32[np.ndarray, "b *_"]]:
+def _arrays_of(model: VisionModel, parts: Decomposition, encoder: Encoder) -> Arrays:
     """The arrays of a store for one batch."""
     import torch
 
+    values = parts.values.float()
+    if values.shape[1:] != (len(encoder.factors.ranks), encoder.factors.width):
+        raise ArtifactError(
+            f"the bases are of {len(encoder.factors.ranks)} components of width "
+            f"{encoder.factors.width}, the model has {tuple(values.shape[1:])}; run snakemake again"
+        )
+    coordinates = encoder.encode(values)
     tensors = {
-        "contributions": parts.values,
+        "coordinates": coordinates,
+        "rounding": encoder.loss(values, coordinates),
         "representation": parts.representation,
         "error": parts.error,
     }
@@ -239,11 +284,10 @@ def _log_start(
     model: VisionModel, settings: Contributions, device: Any, shape: Sequence[int], count: int
 ) -> None:
     _, components, width = shape
-    size = count * components * width * np.dtype(settings.dtype).itemsize
     log.info("device %s, computing in float32, stored as %s", device, settings.dtype)
     log.info("model %s, %d components × %d, batch %d", model.id, components, width,
              settings.batch_size)  # fmt: skip
-    log.info("%d images, %.1f MB before compression", count, size / 1e6)
+    log.info("%d images", count)
 
 
 class _Progress:
@@ -288,19 +332,20 @@ def _agreed(records: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def _shared_facts(record: Path) -> dict[str, Any]:
-    return {key: value for key, value in read_provenance(record).items() if key != "made"}
+    apart = ("made", "job")
+    return {key: value for key, value in read_provenance(record).items() if key not in apart}
 
 
 def _check_dump(
     store: Path, manifest: Path, tolerance: float, dtype: str, batch_size: int
-) -> float:
-    """Largest relative sum error over all stored images; reads the whole dump once.
+) -> dict[str, float]:
+    """Largest relative errors over all stored images; reads the whole dump once.
 
     What is stored in half precision was within the tolerance before it was rounded; then only
     the recorded error is held to it.
     """
     dump = open_dump(store, manifest)
-    worst = 0.0
+    worst, rounding = 0.0, 0.0
     for index in dump.batches(batch_size):
         z, names = dump.representation(index), dump.manifest["image_id"].iloc[index]
         gap = dump.contributions(index).sum(axis=1, dtype=np.float64) - z
@@ -309,5 +354,7 @@ def _check_dump(
         recorded = dump.error(index)
         _check_errors(recorded if dtype != "float32" else errors, names, tolerance, "disk")
         worst = max(worst, float(errors.max()))
-    log.info("%d images checked, largest relative error as stored %.3g", dump.n, worst)
-    return worst
+        rounding = max(rounding, float(dump.rounding(index).max()))
+    log.info("%d images checked, largest relative error as stored %.3g, lost by storing %.3g",
+             dump.n, worst, rounding)  # fmt: skip
+    return {"worst_error": worst, "worst_rounding": rounding}

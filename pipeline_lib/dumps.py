@@ -1,13 +1,14 @@
 """Reading the stored contributions and features of a data set's images.
 
 A dump is addressed by position among the *active* images of its manifest, never by row: removed
-images are not seen here. Every reader of contributions goes through `Dump.contributions`, so that
-another way of storing them changes that one method.
+images are not seen here. Contributions are stored as coordinates (`pipeline_lib.factors`) and given
+in full: every reader goes through `Dump.contributions`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from jaxtyping import Float32, Integer
 
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.errors import ArtifactError
+from pipeline_lib.factors import Factors
 from pipeline_lib.store import Store
+from pipeline_lib.store_layout import PRECISION
 
 Index = Integer[np.ndarray, "b"]
 
@@ -51,12 +54,12 @@ class _Reader:
             yield np.arange(start, min(start + size, self.n))
 
     def _read(
-        self, name: str, index: Sequence[int] | Index, components: Sequence[int] | None = None
+        self, name: str, index: Sequence[int] | Index, columns: Index | None = None
     ) -> Float32[np.ndarray, "b ..."]:
         index = np.asarray(index, dtype=np.int64)
         if index.size and not (0 <= index.min() and index.max() < self.n):
             raise IndexError(f"positions must be from 0 to {self.n - 1}, got {index.max()}")
-        return self._store.read(name, self._rows[index], components)
+        return self._store.read(name, self._rows[index], columns)
 
 
 class Dump(_Reader):
@@ -74,11 +77,11 @@ class Dump(_Reader):
 
     def __init__(self, store: Store, manifest: pd.DataFrame, components: pd.DataFrame) -> None:
         super().__init__(store, manifest)
-        stored = store.arrays["contributions"].shape[1]
-        if len(components) != stored:
+        stored, listed = store.arrays["coordinates"].shape[1], int(components["rank"].sum())
+        if listed != stored:
             raise ArtifactError(
-                f"{store.path} has {stored} components, but their table has {len(components)}; "
-                "run snakemake to bring them up to date"
+                f"{store.path} has {stored} coordinates an image, but its table of components "
+                f"lists {listed}; run snakemake to bring them up to date"
             )
         self.components = components
         self.attributes = store.attributes
@@ -92,6 +95,29 @@ class Dump(_Reader):
     def has_logits(self) -> bool:
         """Whether the model has a classifier of its own."""
         return "logits" in self._store.arrays
+
+    @property
+    def precision(self) -> float:
+        """Spacing of the stored numbers relative to their size."""
+        return PRECISION[self._store.dtype]
+
+    @cached_property
+    def factors(self) -> Factors:
+        """Bases of the components, read once.
+
+        Raises
+        ------
+        ArtifactError
+            If they are damaged.
+        """
+        ranks = tuple(map(int, self.components["rank"]))
+        if "bases" not in self._store.arrays:
+            return Factors.whole(len(ranks), self.width)
+        return Factors(ranks, self.width, self._store.read_shared("bases"))
+
+    def coordinates(self, index: Sequence[int] | Index) -> Float32[np.ndarray, "b r"]:
+        """Contributions of all components as coordinates in `factors`, side by side."""
+        return self._read("coordinates", index)
 
     def contributions(
         self, index: Sequence[int] | Index, components: Sequence[int] | None = None
@@ -110,7 +136,8 @@ class Dump(_Reader):
         ArtifactError
             If they are not stored, or damaged.
         """
-        return self._read("contributions", index, components)
+        columns = None if components is None else self.factors.columns_of(components)
+        return self.factors.decode(self._read("coordinates", index, columns), components)
 
     def representation(self, index: Sequence[int] | Index) -> Float32[np.ndarray, "b d"]:
         """Representation z of the images at `index`: what the contributions sum to."""
@@ -119,6 +146,10 @@ class Dump(_Reader):
     def error(self, index: Sequence[int] | Index) -> Float32[np.ndarray, "b"]:
         """Norm of z minus the sum of contributions, over the norm of z."""
         return self._read("error", index)
+
+    def rounding(self, index: Sequence[int] | Index) -> Float32[np.ndarray, "b"]:
+        """Norm of what storing changed of an image's contributions, over their norm."""
+        return self._read("rounding", index)
 
     def logits(self, index: Sequence[int] | Index) -> Float32[np.ndarray, "b k"]:
         """Logits of the model's own classifier.

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.config import Contributions
-from pipeline_lib.device import compute_device
+from pipeline_lib.device import Halving, compute_device
 from pipeline_lib.dumps import open_features
 from pipeline_lib.errors import ArtifactError
 from pipeline_lib.images import image_batches
@@ -74,6 +74,7 @@ def embed_shard(
     shard = Shard(rows, settings.shard_size)
     blank = model.encode_image(torch.zeros(1, 3, *model.input_size, device=device))
     shard.put(slice(0, 0), {"image_embeddings": blank.cpu().numpy()})
+    fitting = Halving(model.encode_image)
     batches = image_batches(
         [root / path for path in shard.active["path"]],
         model.preprocess,
@@ -83,8 +84,9 @@ def embed_shard(
         pin_memory=device.type == "cuda",
     )
     for where, images in batches:
-        vectors = model.encode_image(images.to(device, non_blocking=True)).cpu().numpy()
-        shard.put(where, {"image_embeddings": vectors})
+        for part, vectors in fitting(images.to(device, non_blocking=True)):
+            here = slice(where.start + part.start, where.start + part.stop)
+            shard.put(here, {"image_embeddings": vectors.cpu().numpy()})
         log.info("%d of %d images", where.stop, len(shard.active))
     write_shard(store, "features", shard.number, shard.arrays, shard_size=settings.shard_size)
     return {

@@ -22,22 +22,24 @@ import numpy as np
 import pandas as pd
 import zarr
 from jaxtyping import Float, Float32, Integer
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from pipeline_lib.artifacts import STORES, Array, atomic_path
-from pipeline_lib.config import chunk_rows
 from pipeline_lib.errors import ArtifactError
+from pipeline_lib.store_layout import (
+    disk_dtype,
+    document,
+    encoded,
+    from_disk,
+    layout_of,
+    metadata,
+    object_key,
+)
 
 log = logging.getLogger(__name__)
 
 #: Raised by hand when the layout of stores changes; a store of another version is refused.
-LAYOUT_VERSION = 1
-
-#: Components of one inner chunk, so that a few components can be read without the others.
-CHUNK_COMPONENTS = 8
+LAYOUT_VERSION = 2
 
 
 def shard_object(store: str | Path, kind: str, array: str, shard: int | str) -> str:
@@ -46,7 +48,7 @@ def shard_object(store: str | Path, kind: str, array: str, shard: int | str) -> 
     >>> shard_object("x.zarr", "contributions", "representation", 3)
     'x.zarr/representation/c/3/0'
     """
-    return "/".join([str(store), array, *_key(_declared(kind, array), shard)])
+    return "/".join([str(store), array, *object_key(_declared(kind, array), shard)])
 
 
 def write_shard(
@@ -74,7 +76,7 @@ def write_shard(
     shard_size
         Rows of a shard.
     dtype
-        Of the arrays declared with the dtype of the configuration: float32 or float16.
+        Of the arrays declared with the dtype of the configuration: float32, float16, bfloat16.
 
     Raises
     ------
@@ -84,16 +86,17 @@ def write_shard(
     """
     path = Path(path)
     sizes = _sizes_of(path, kind, shard, arrays, shard_size)
-    objects = {a.name: Path(shard_object(path, kind, a.name, shard)) for a in STORES[kind]}
+    declared_arrays = [array for array in STORES[kind] if array.per_image]
+    objects = {a.name: Path(shard_object(path, kind, a.name, shard)) for a in declared_arrays}
     for name in objects:  # an array that the model no longer has must not stay
         if name not in arrays:
             objects[name].unlink(missing_ok=True)
     try:
-        for declared in STORES[kind]:
+        for declared in declared_arrays:
             if declared.name in arrays:
-                layout = _layout(declared, sizes, shard_size, dtype)
+                layout = layout_of(declared, sizes, shard_size, dtype)
                 with atomic_path(objects[declared.name]) as beside:
-                    beside.write_bytes(_encoded(declared, layout, arrays[declared.name]))
+                    beside.write_bytes(encoded(declared, layout, arrays[declared.name]))
     except ArtifactError as error:
         for written in objects.values():
             written.unlink(missing_ok=True)
@@ -111,8 +114,9 @@ def write_layout(
     shard_size: int,
     dtype: str = "float32",
     attributes: Mapping[str, Any] | None = None,
+    shared: Mapping[str, Float[np.ndarray, "..."]] | None = None,
 ) -> None:
-    """Write a store's metadata; touches no shard, but removes those beyond the last row.
+    """Write a store's metadata, and what all images share; removes shards beyond the last row.
 
     Parameters
     ----------
@@ -123,6 +127,8 @@ def write_layout(
         optional array whose axis is not named is left out.
     attributes
         JSON-able facts on what the store holds; the same for every run that makes the same store.
+    shared
+        Arrays without the axis of images, written whole.
 
     Raises
     ------
@@ -130,21 +136,27 @@ def write_layout(
         If the length of an axis is not given, or the store cannot be written.
     """
     path = Path(path)
+    shared = shared or {}
     documents: dict[Path, bytes] = {}
     for array in STORES[kind]:
         missing = [axis for axis in array.axes if axis not in sizes]
         if missing and not array.optional:
             raise ArtifactError(f"{path}: the length of axis {missing[0]!r} is not known")
-        if not missing:
-            document = _metadata(array, _layout(array, sizes, shard_size, dtype))
-            documents[path / array.name / "zarr.json"] = document
-        _remove_shards(path, kind, array, None if missing else -(-sizes["n"] // shard_size))
-    facts = {"kind": kind, "layout": LAYOUT_VERSION, "shard_size": shard_size}
+        absent = bool(missing) or not (array.per_image or array.name in shared)
+        if not absent:
+            layout = layout_of(array, sizes, shard_size, dtype)
+            documents[path / array.name / "zarr.json"] = metadata(array, layout)
+            if array.name in shared:
+                place = Path(shard_object(path, kind, array.name, 0))
+                documents[place] = encoded(array, layout, shared[array.name])
+        count = -(-sizes["n"] // shard_size) if array.per_image else 1
+        _remove_shards(path, kind, array, None if absent else count)
+    facts = {"kind": kind, "layout": LAYOUT_VERSION, "shard_size": shard_size, "dtype": dtype}
     group = zarr.create_group(MemoryStore(), attributes={**dict(attributes or {}), **facts})
-    documents[path / "zarr.json"] = _document(group.store, "zarr.json")
-    for place, document in documents.items():  # the group's last: then the store is complete
+    documents[path / "zarr.json"] = document(group.store, "zarr.json")
+    for place, content in documents.items():  # the group's last: then the store is complete
         with atomic_path(place) as beside:
-            beside.write_bytes(document)
+            beside.write_bytes(content)
 
 
 class Shard:
@@ -220,8 +232,14 @@ class Store:
         self._check_kind()
         self.arrays = {a.name: found[a.name] for a in STORES[kind] if a.name in found}
         self._check_arrays()
-        self.rows: int = next(iter(self.arrays.values())).shape[0]
+        self.rows: int = self._lengths().pop()
         self.shard_size = int(self.attributes["shard_size"])
+        self.dtype = str(self.attributes["dtype"])
+
+    def _lengths(self) -> set[int]:
+        """Numbers of rows of the arrays that have rows."""
+        per_image = {array.name for array in STORES[self.kind] if array.per_image}
+        return {array.shape[0] for name, array in self.arrays.items() if name in per_image}
 
     def _check_kind(self) -> None:
         kind, layout = self.attributes.get("kind"), self.attributes.get("layout")
@@ -233,14 +251,14 @@ class Store:
 
     def _check_arrays(self) -> None:
         problems = []
-        rows = {array.shape[0] for array in self.arrays.values()}
+        rows = self._lengths()
         for declared in STORES[self.kind]:
             array = self.arrays.get(declared.name)
             if array is None:
                 problems += [] if declared.optional else [f"{declared.name!r} is missing"]
             elif len(array.shape) != len(declared.axes):
                 problems.append(f"{declared.name!r} has axes {array.shape}, not {declared.axes}")
-            elif declared.dtype not in ("config", str(array.dtype)):
+            elif array.dtype != disk_dtype(declared, str(self.attributes.get("dtype"))):
                 problems.append(f"{declared.name!r} is {array.dtype}, not {declared.dtype}")
         if len(rows) > 1:
             problems.append(f"the arrays have different numbers of rows: {sorted(rows)}")
@@ -259,7 +277,7 @@ class Store:
         self,
         name: str,
         rows: Integer[np.ndarray, "n"],
-        components: Sequence[int] | Integer[np.ndarray, "c"] | None = None,
+        columns: Sequence[int] | Integer[np.ndarray, "r"] | None = None,
     ) -> Float32[np.ndarray, "n ..."]:
         """Rows of an array, in the order asked for; only the chunks that hold them are read.
 
@@ -269,7 +287,7 @@ class Store:
             Name of the array.
         rows
             Rows of the store; all of them must have been written.
-        components
+        columns
             Indices on the second axis; all where it is `None`.
 
         Raises
@@ -288,8 +306,8 @@ class Store:
             )
         second: Any = slice(None)
         tail = array.shape[1:]
-        if components is not None:
-            second = np.asarray(components, dtype=np.int64)
+        if columns is not None:
+            second = np.asarray(columns, dtype=np.int64)
             tail = (len(second), *array.shape[2:])
         values = np.empty((len(rows), *tail), dtype=np.float32)
         for where, start, stop in _blocks(rows, array.chunks[0], self.shard_size):
@@ -298,12 +316,34 @@ class Store:
         self._check_finite(name, rows, values)
         return values
 
+    def read_shared(self, name: str) -> Float32[np.ndarray, "..."]:
+        """An array without the axis of images, whole.
+
+        Raises
+        ------
+        ArtifactError
+            If it is missing or damaged: with the command that repairs it.
+        """
+        try:
+            values = from_disk(np.asarray(self.arrays[name][...]))
+        except Exception as error:  # what Zarr and its codecs raise on damage is of many kinds
+            raise self._broken_shared(name, f"is damaged ({error})") from error
+        if not np.isfinite(values).all():
+            raise self._broken_shared(name, "is missing or holds NaN")
+        return values
+
+    def _broken_shared(self, name: str, what: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self.object_of(name, 0)} {what}: array {name!r}, shared by all images. To repair "
+            f"it: rm -f {self.path / 'zarr.json'} && snakemake\n(no shard is computed again)"
+        )
+
     def _read_block(self, name: str, start: int, stop: int, second: Any) -> np.ndarray:
         array = self.arrays[name]
         try:
             if isinstance(second, slice):
-                return np.asarray(array[start:stop])
-            return np.asarray(array.oindex[slice(start, stop), second])
+                return from_disk(np.asarray(array[start:stop]))
+            return from_disk(np.asarray(array.oindex[slice(start, stop), second]))
         except Exception as error:  # what Zarr and its codecs raise on damage is of many kinds
             raise self._broken(name, start, f"is damaged ({error})") from error
 
@@ -330,16 +370,11 @@ def _declared(kind: str, name: str) -> Array:
     return next(array for array in STORES[kind] if array.name == name)
 
 
-def _key(array: Array, shard: int | str) -> list[str]:
-    """Parts of the key of a shard: whole in every axis but the first."""
-    return ["c", str(shard), *["0"] * (len(array.axes) - 1)]
-
-
 def _sizes_of(
     path: Path, kind: str, shard: int, arrays: Mapping[str, np.ndarray], shard_size: int
 ) -> dict[str, int]:
     """Length of every axis, the same in all arrays of a shard."""
-    declared = {array.name: array for array in STORES[kind]}
+    declared = {array.name: array for array in STORES[kind] if array.per_image}
     needed = {name for name, array in declared.items() if not array.optional}
     if not needed <= set(arrays) <= set(declared):
         raise ArtifactError(
@@ -361,29 +396,6 @@ def _sizes_of(
     return sizes
 
 
-def _in_memory(array: Array, layout: Mapping[str, Any]) -> zarr.Array:
-    """An empty array of this layout; writes chunks of nothing but NaN too."""
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        group = zarr.create_group(MemoryStore())
-        return group.create_array(array.name, **layout)
-
-
-def _document(store: Any, key: str) -> bytes:
-    content = sync(store.get(key, default_buffer_prototype()))
-    return bytes(content.to_bytes())
-
-
-def _metadata(array: Array, layout: Mapping[str, Any]) -> bytes:
-    return _document(_in_memory(array, layout).store, f"{array.name}/zarr.json")
-
-
-def _encoded(array: Array, layout: Mapping[str, Any], values: np.ndarray) -> bytes:
-    """The bytes of one shard object; what a shard holds does not depend on its number."""
-    empty = _in_memory(array, layout)
-    empty[:] = values
-    return _document(empty.store, "/".join([array.name, *_key(array, 0)]))
-
-
 def _remove_shards(path: Path, kind: str, array: Array, count: int | None) -> None:
     """Remove the shards of an array from number `count`, or the whole array."""
     if count is None:
@@ -393,25 +405,6 @@ def _remove_shards(path: Path, kind: str, array: Array, count: int | None) -> No
         if folder.name.isdigit() and int(folder.name) >= count:
             log.warning("%s: removed shard %s of %r: no rows", path, folder.name, array.name)
             Path(shard_object(path, kind, array.name, folder.name)).unlink(missing_ok=True)
-
-
-def _layout(array: Array, sizes: Mapping[str, int], shard_size: int, dtype: str) -> dict[str, Any]:
-    """Arguments of Zarr for one array: one shard over all axes but the first."""
-    shape = tuple(sizes[axis] for axis in array.axes)
-    lengths = {"n": chunk_rows(shard_size), "c": min(CHUNK_COMPONENTS, sizes.get("c", 1))}
-    chunks = tuple(lengths.get(axis, sizes[axis]) for axis in array.axes)
-    whole = [-(-size // chunk) * chunk for size, chunk in zip(shape, chunks, strict=True)]
-    kind = np.dtype(dtype if array.dtype == "config" else array.dtype)
-    blosc = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=kind.itemsize)
-    return {
-        "shape": shape,
-        "dtype": kind,
-        "chunks": chunks,
-        "shards": (shard_size, *whole[1:]),
-        "fill_value": np.nan,
-        "compressors": (blosc, Crc32cCodec()),
-        "dimension_names": array.axes,
-    }
 
 
 def _blocks(

@@ -19,7 +19,9 @@ from pipeline_lib.config import Contributions, FolderData, SplitShares
 from pipeline_lib.contributions import dump_shard, gather_dump
 from pipeline_lib.decomposition import decompose
 from pipeline_lib.dumps import open_dump, open_features
+from pipeline_lib.encoder import model_factors
 from pipeline_lib.errors import ArtifactError, DataError, ModelError, ToleranceError
+from pipeline_lib.factors import Factors
 from pipeline_lib.image_features import embed_shard, gather_features
 from pipeline_lib.manifest import list_images, make_manifest
 from pipeline_lib.models import VisionModel, load_model
@@ -61,12 +63,18 @@ def rows_of(photos: Path, shard: int) -> pd.DataFrame:
     return rows[["row", "path", "active", "sha256"]].reset_index(drop=True)
 
 
+def factors_of(model: VisionModel, settings: Contributions = SETTINGS) -> Factors:
+    return model_factors(model, settings)
+
+
 def dump_all(
     model: VisionModel, photos: Path, settings: Contributions = SETTINGS
 ) -> tuple[Path, list[Path]]:
     store, records = photos.parent / "photos.zarr", []
     for shard in range(-(-9 // settings.shard_size)):
-        components, facts = dump_shard(model, rows_of(photos, shard), photos, store, settings)
+        components, facts = dump_shard(
+            model, rows_of(photos, shard), photos, store, settings, factors_of(model, settings)
+        )
         records.append(photos.parent / "records" / f"{shard}.parquet")
         write_table("components", components, records[-1], facts)
     return store, records
@@ -74,7 +82,7 @@ def dump_all(
 
 def test_a_dump_holds_what_decompose_gives(model: VisionModel, photos: Path) -> None:
     store, records = dump_all(model, photos)
-    facts = gather_dump(store, records, photos.parent / "images.parquet", 1e-5)
+    facts = gather_dump(store, records, photos.parent / "images.parquet", 1e-5, factors_of(model))
     dump = open_dump(store, photos.parent / "images.parquet")
     assert dump.n == 8 and facts["sizes"]["n"] == 9
     images = [Image.open(photos / path).convert("RGB") for path in dump.manifest["path"]]
@@ -98,9 +106,17 @@ def test_the_size_of_batches_does_not_matter(model: VisionModel, photos: Path) -
     for size in (1, 4):
         store = photos.parent / f"{size}.zarr"
         settings = SETTINGS.model_copy(update={"batch_size": size})
-        components, facts = dump_shard(model, rows, photos, store, settings)
+        components, facts = dump_shard(
+            model, rows, photos, store, settings, factors_of(model, settings)
+        )
         write_table("components", components, photos.parent / f"{size}.parquet", facts)
-        gather_dump(store, [photos.parent / f"{size}.parquet"], photos_of(photos, 4), 1e-5)
+        gather_dump(
+            store,
+            [photos.parent / f"{size}.parquet"],
+            photos_of(photos, 4),
+            1e-5,
+            factors_of(model),
+        )
         results.append(open_dump(store, photos_of(photos, 4)).contributions(np.arange(4)))
     np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-5)
 
@@ -116,8 +132,8 @@ def test_running_a_shard_again_gives_the_same_bytes(model: VisionModel, photos: 
     paths = []
     for name in ("a", "b"):
         store = photos.parent / f"{name}.zarr"
-        dump_shard(model, rows_of(photos, 1), photos, store, SETTINGS)
-        paths.append(Path(shard_object(store, "contributions", "contributions", 1)))
+        dump_shard(model, rows_of(photos, 1), photos, store, SETTINGS, factors_of(model))
+        paths.append(Path(shard_object(store, "contributions", "coordinates", 1)))
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -127,13 +143,13 @@ def test_a_shard_whose_images_all_left_is_laid_out_too(model: VisionModel, photo
     for shard in range(3):
         rows = rows_of(photos, shard)
         rows["active"] &= shard != 1
-        components, facts = dump_shard(model, rows, photos, store, SETTINGS)
+        components, facts = dump_shard(model, rows, photos, store, SETTINGS, factors_of(model))
         records.append(photos.parent / f"{shard}.parquet")
         write_table("components", components, records[-1], facts)
     manifest = pd.read_parquet(photos.parent / "images.parquet")
     manifest["active"] &= manifest["shard"] != 1
     write_table("manifest", manifest, photos.parent / "left.parquet")
-    gather_dump(store, records, photos.parent / "left.parquet", 1e-5)
+    gather_dump(store, records, photos.parent / "left.parquet", 1e-5, factors_of(model))
     assert open_dump(store, photos.parent / "left.parquet").n == 5
 
 
@@ -150,7 +166,7 @@ def test_sums_beyond_the_tolerance_write_nothing(
     monkeypatch.setattr("pipeline_lib.decomposition.decompose", inexact)
     store = photos.parent / "photos.zarr"
     with pytest.raises(ToleranceError) as failure:
-        dump_shard(model, rows_of(photos, 0), photos, store, SETTINGS)
+        dump_shard(model, rows_of(photos, 0), photos, store, SETTINGS, factors_of(model))
     message = str(failure.value)
     assert "contributions of 1 of 3 images do not sum" in message
     assert (
@@ -164,14 +180,23 @@ def test_an_image_that_changed_since_the_manifest_stops_the_dump(
 ) -> None:
     Image.new("RGB", (32, 32)).save(photos / "2.png")
     with pytest.raises(DataError, match=r"2\.png is not the file that was listed"):
-        dump_shard(model, rows_of(photos, 0), photos, photos.parent / "x.zarr", SETTINGS)
+        dump_shard(
+            model, rows_of(photos, 0), photos, photos.parent / "x.zarr", SETTINGS, factors_of(model)
+        )
     assert not (photos.parent / "x.zarr").exists()
 
 
 def test_rows_that_are_no_whole_shard_are_refused(model: VisionModel, photos: Path) -> None:
     for rows in (rows_of(photos, 0)[1:], pd.concat([rows_of(photos, 0), rows_of(photos, 1)])):
         with pytest.raises(ArtifactError, match="not one whole shard of 4"):
-            dump_shard(model, rows.reset_index(), photos, photos.parent / "x.zarr", SETTINGS)
+            dump_shard(
+                model,
+                rows.reset_index(),
+                photos,
+                photos.parent / "x.zarr",
+                SETTINGS,
+                factors_of(model),
+            )
 
 
 def test_shards_made_by_different_weights_are_no_dump(model: VisionModel, photos: Path) -> None:
@@ -179,15 +204,15 @@ def test_shards_made_by_different_weights_are_no_dump(model: VisionModel, photos
     facts = read_provenance(records[1]) | {"weight_hash": "another"}
     write_table("components", pd.read_parquet(records[1]), records[1], facts)
     with pytest.raises(ArtifactError, match=r"1\.parquet was made otherwise than .*0\.parquet"):
-        gather_dump(store, records, photos.parent / "images.parquet", 1e-5)
+        gather_dump(store, records, photos.parent / "images.parquet", 1e-5, factors_of(model))
     assert not (store / "zarr.json").exists()
 
 
 def test_damage_between_dumping_and_gathering_is_found(model: VisionModel, photos: Path) -> None:
     store, records = dump_all(model, photos)
-    Path(shard_object(store, "contributions", "contributions", 2)).unlink()
-    with pytest.raises(ArtifactError, match="contributions/c/2/0/0 lacks 1 of the"):
-        gather_dump(store, records, photos.parent / "images.parquet", 1e-5)
+    Path(shard_object(store, "contributions", "coordinates", 2)).unlink()
+    with pytest.raises(ArtifactError, match="coordinates/c/2/0 lacks 1 of the"):
+        gather_dump(store, records, photos.parent / "images.parquet", 1e-5, factors_of(model))
 
 
 def test_stored_numbers_are_summed_again(
@@ -197,14 +222,14 @@ def test_stored_numbers_are_summed_again(
     original = dumping.write_shard
 
     def shuffled(store: Path, kind: str, shard: int, arrays: dict, **layout: Any) -> None:
-        turned = arrays | {"contributions": arrays["contributions"][::-1].copy()}
+        turned = arrays | {"coordinates": arrays["coordinates"][::-1].copy()}
         original(store, kind, shard, turned, **layout)
 
     store, records = dump_all(model, photos)
     monkeypatch.setattr(dumping, "write_shard", shuffled)
-    dump_shard(model, rows_of(photos, 0), photos, store, SETTINGS)
+    dump_shard(model, rows_of(photos, 0), photos, store, SETTINGS, factors_of(model))
     with pytest.raises(ToleranceError, match="in float32 on disk"):
-        gather_dump(store, records, photos.parent / "images.parquet", 1e-5)
+        gather_dump(store, records, photos.parent / "images.parquet", 1e-5, factors_of(model))
 
 
 def test_half_precision_is_held_to_the_error_before_rounding(
@@ -212,14 +237,17 @@ def test_half_precision_is_held_to_the_error_before_rounding(
 ) -> None:
     settings = SETTINGS.model_copy(update={"dtype": "float16"})
     store, records = dump_all(model, photos, settings)
-    facts = gather_dump(store, records, photos.parent / "images.parquet", 1e-5)
-    assert 1e-5 < facts["worst_error"] < 1e-2
+    facts = gather_dump(
+        store, records, photos.parent / "images.parquet", 1e-5, factors_of(model, settings)
+    )
+    assert 1e-5 < facts["exactness"]["worst_error"] < 1e-2
+    assert 1e-5 < facts["exactness"]["worst_rounding"] < 2.0**-11
 
 
 def test_blocks_and_spread_biases(model: VisionModel, photos: Path) -> None:
     settings = SETTINGS.model_copy(update={"per": "layer", "bias": "even"})
     store, records = dump_all(model, photos, settings)
-    gather_dump(store, records, photos.parent / "images.parquet", 1e-5)
+    gather_dump(store, records, photos.parent / "images.parquet", 1e-5, factors_of(model, settings))
     components = open_dump(store, photos.parent / "images.parquet").components
     assert "head" not in set(components["kind"]) and "bias" not in set(components["kind"])
 

@@ -15,23 +15,23 @@ PACKAGE = ROOT / "pipeline_lib"
 
 #: From the bottom up; a module may import from its own layer and from those before it.
 LAYERS = (
-    {"errors", "artifacts", "config"},
-    {"_torchvision", "images", "device", "text_pool", "coordinates"},
+    {"errors", "provenance", "artifacts", "artifact_reference", "config", "config_reference"},
+    {"_torchvision", "images", "device", "gpu_claim", "text_pool", "coordinates"},
     {
-        "decomposition", "maps", "scores", "textspan", "significance", "roles", "truths",
-        "validation", "comparison", "hierarchy", "reconstruction",
+        "decomposition", "maps", "map_problem", "map_ridge", "map_fits", "scores", "textspan",
+        "significance", "roles", "truths", "validation", "comparison", "hierarchy", "reconstruction",
         "passes", "classify", "ablation", "ablation_plan", "retrieval", "heatmaps", "segmentation",
         "spurious",
     },
     {
-        "models", "manifest", "store", "dumps", "features", "image_features", "contributions",
-        "world", "training",
+        "models", "manifest", "factors", "store_layout", "store", "dumps", "labelled",
+        "features", "image_features", "encoder", "contributions", "world", "training",
     },
     {"report"},
 )  # fmt: skip
 
 #: Modules that every Snakemake process loads to read the configuration and the manifests.
-LIGHT = ("config", "artifacts", "manifest", "store", "device", "dumps")
+LIGHT = ("config", "artifacts", "manifest", "store", "device", "dumps", "factors")
 
 
 def module_of(path: Path) -> str:

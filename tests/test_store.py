@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import zarr
 
 from pipeline_lib.artifacts import STORES, write_table
@@ -18,7 +19,10 @@ from pipeline_lib.dumps import components_path, open_dump, open_features
 from pipeline_lib.errors import ArtifactError
 from pipeline_lib.store import Store, shard_object, write_layout, write_shard
 
-SIZES = {"n": 23, "c": 11, "d": 6, "k": 3}
+SIZES = {"n": 23, "d": 6, "k": 3, "r": 26, "b": 2}
+
+#: Six components: the second and the fourth have one direction, the others are stored whole.
+RANKS = (6, 1, 6, 1, 6, 6)
 SHARD = 10
 SHARDS = (0, 1, 2)
 
@@ -29,7 +33,21 @@ def arrays(sizes: dict[str, int] = SIZES, seed: int = 0) -> dict[str, np.ndarray
     return {
         array.name: rng.normal(size=[sizes[axis] for axis in array.axes]).astype("float32")
         for array in STORES["contributions"]
+        if array.per_image
     }
+
+
+def bases() -> np.ndarray:
+    """Two directions of length one."""
+    rows = np.random.default_rng(1).normal(size=(SIZES["b"], SIZES["d"]))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype("float32")
+
+
+def contributions_of(values: dict[str, np.ndarray]) -> np.ndarray:
+    """Contributions [n, c, d] spelled out by hand from coordinates and directions."""
+    x, (first, second) = values["coordinates"], bases()
+    parts = [x[:, 0:6], x[:, 6:7] * first, x[:, 7:13], x[:, 13:14] * second, x[:, 14:20], x[:, 20:]]
+    return np.stack(parts, axis=1)
 
 
 def part(values: dict[str, np.ndarray], shard: int) -> dict[str, np.ndarray]:
@@ -39,7 +57,8 @@ def part(values: dict[str, np.ndarray], shard: int) -> dict[str, np.ndarray]:
 def make(path: Path, values: dict[str, np.ndarray], shards: tuple[int, ...] = SHARDS) -> None:
     for shard in shards:
         write_shard(path, "contributions", shard, part(values, shard), shard_size=SHARD)
-    write_layout(path, "contributions", SIZES, shard_size=SHARD)
+    layout = {"shard_size": SHARD, "shared": {"bases": bases()}}
+    write_layout(path, "contributions", SIZES, **layout)
 
 
 def manifest(n: int, removed: tuple[int, ...] = ()) -> pd.DataFrame:
@@ -67,6 +86,7 @@ def components(count: int) -> pd.DataFrame:
             **dict.fromkeys(["layer", "stage", "block", "head"], 0),
             "module": "m",
             "tokens": 1,
+            "rank": RANKS[:count],
         }
     )
 
@@ -96,22 +116,24 @@ def test_what_is_written_is_read_exactly_in_any_order(store: Path) -> None:
     opened = Store(store, "contributions")
     for name, expected in values.items():
         np.testing.assert_array_equal(opened.read(name, rows), expected[rows])
-    picked = opened.read("contributions", rows, [10, 0, 7])
-    np.testing.assert_array_equal(picked, values["contributions"][rows][:, [10, 0, 7]])
+    picked = opened.read("coordinates", rows, [10, 0, 7])
+    np.testing.assert_array_equal(picked, values["coordinates"][rows][:, [10, 0, 7]])
+    np.testing.assert_array_equal(opened.read_shared("bases"), bases())
     assert opened.read("error", np.zeros(0, dtype=int)).shape == (0,)
 
 
 def test_every_array_of_a_shard_is_one_file_where_it_is_said_to_be(store: Path) -> None:
     make(store, arrays(), shards=(1,))
     written = {str(path) for path in store.glob("*/c/**/*") if path.is_file()}
-    names = [array.name for array in STORES["contributions"]]
-    assert written == {shard_object(store, "contributions", name, 1) for name in names}
+    names = [array.name for array in STORES["contributions"] if array.per_image]
+    objects = {shard_object(store, "contributions", name, 1) for name in names}
+    assert written == objects | {shard_object(store, "contributions", "bases", 0)}
 
 
 def test_a_shard_without_any_value_is_a_file_too(store: Path) -> None:
     empty = {name: np.full_like(array, np.nan) for name, array in arrays().items()}
     make(store, empty, shards=(0,))
-    assert Path(shard_object(store, "contributions", "contributions", 0)).is_file()
+    assert Path(shard_object(store, "contributions", "coordinates", 0)).is_file()
 
 
 @pytest.mark.parametrize(
@@ -121,8 +143,8 @@ def test_a_shard_without_any_value_is_a_file_too(store: Path) -> None:
         ({"error": np.zeros((SHARD, 1), dtype="float32")}, "'error' must have the axes"),
         ({"eror": np.zeros(SHARD, dtype="float32")}, "must have the arrays"),
         (
-            {"representation": np.zeros((SHARD, 7), dtype="float32")},
-            "axis 'd' of 'contributions' has 6",
+            {"coordinates": np.zeros((SHARD, 6, 6), dtype="float32")},
+            "'coordinates' must have the axes",
         ),
     ],
 )
@@ -143,7 +165,7 @@ def test_a_missing_shard_is_named_with_its_repair(store: Path) -> None:
     with pytest.raises(ArtifactError) as error:
         opened.read("representation", np.array([5, 12]))
     assert "representation/c/1/0 lacks 1 of the 2 rows" in str(error.value)
-    assert f"rm -f {shard_object(store, 'contributions', 'contributions', 1)}" in str(error.value)
+    assert f"rm -f {shard_object(store, 'contributions', 'coordinates', 1)}" in str(error.value)
     np.testing.assert_array_equal(opened.read("error", np.array([5])), values["error"][[5]])
 
 
@@ -151,30 +173,45 @@ def test_a_missing_shard_is_named_with_its_repair(store: Path) -> None:
 def test_damage_is_found_named_and_repaired_by_writing_again(store: Path, how: str) -> None:
     values = arrays()
     make(store, values)
-    victim = Path(shard_object(store, "contributions", "contributions", 1))
+    victim = Path(shard_object(store, "contributions", "coordinates", 1))
     content = bytearray(victim.read_bytes())
     if how == "one bit":
         content[len(content) // 3] ^= 1
     victim.write_bytes(bytes(content[: {"truncated": len(content) // 2, "empty": 0}.get(how)]))
-    with pytest.raises(ArtifactError, match="contributions/c/1/0/0 (is damaged|lacks)"):
-        Store(store, "contributions").read("contributions", np.arange(10, 20))
+    with pytest.raises(ArtifactError, match="coordinates/c/1/0 (is damaged|lacks)"):
+        Store(store, "contributions").read("coordinates", np.arange(10, 20))
     write_shard(store, "contributions", 1, part(values, 1), shard_size=SHARD)
-    read = Store(store, "contributions").read("contributions", np.arange(23))
-    np.testing.assert_array_equal(read, values["contributions"])
+    read = Store(store, "contributions").read("coordinates", np.arange(23))
+    np.testing.assert_array_equal(read, values["coordinates"])
+
+
+def test_damaged_bases_are_found_named_and_repaired_without_a_shard(store: Path) -> None:
+    make(store, arrays())
+    victim = Path(shard_object(store, "contributions", "bases", 0))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 3] ^= 1
+    victim.write_bytes(bytes(content))
+    with pytest.raises(ArtifactError, match="bases/c/0/0 is damaged") as error:
+        Store(store, "contributions").read_shared("bases")
+    assert f"rm -f {store / 'zarr.json'} && snakemake" in str(error.value)
+    victim.unlink()
+    with pytest.raises(ArtifactError, match="bases/c/0/0 is missing"):
+        Store(store, "contributions").read_shared("bases")
 
 
 def test_more_rows_touch_no_shard(store: Path) -> None:
     values = arrays()
     make(store, values)
-    objects = {path: path.stat().st_mtime_ns for path in store.glob("*/c/**/0")}
+    paths = list(store.glob("*/c/**/0"))
+    objects = {path: path.stat().st_mtime_ns for path in paths if "bases" not in path.parts}
     write_layout(store, "contributions", {**SIZES, "n": 37}, shard_size=SHARD)
     assert {path: path.stat().st_mtime_ns for path in objects} == objects
     opened = Store(store, "contributions")
     assert opened.rows == 37
-    read = opened.read("contributions", np.arange(23))
-    np.testing.assert_array_equal(read, values["contributions"])
+    read = opened.read("coordinates", np.arange(23))
+    np.testing.assert_array_equal(read, values["coordinates"])
     with pytest.raises(ArtifactError, match="lacks 1 of"):
-        opened.read("contributions", np.array([23]))
+        opened.read("coordinates", np.array([23]))
 
 
 def test_shards_beyond_the_last_row_are_removed(store: Path) -> None:
@@ -204,14 +241,29 @@ def test_an_optional_array_is_left_out_where_its_axis_is_not_named(store: Path) 
     assert not Path(shard_object(store, "contributions", "logits", 0)).exists()
 
 
-def test_half_precision_is_read_back_as_float32(store: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_read_back_as_float32(store: Path, dtype: str) -> None:
+    """PyTorch rounds to the same numbers."""
     values = arrays()
-    half = {"shard_size": SHARD, "dtype": "float16"}
+    half = {"shard_size": SHARD, "dtype": dtype}
     write_shard(store, "contributions", 0, part(values, 0), **half)
     write_layout(store, "contributions", SIZES, **half)
-    read = Store(store, "contributions").read("contributions", np.arange(SHARD))
+    read = Store(store, "contributions").read("coordinates", np.arange(SHARD))
     assert read.dtype == np.float32
-    np.testing.assert_array_equal(read, values["contributions"][:SHARD].astype("float16"))
+    expected = torch.from_numpy(values["coordinates"][:SHARD]).to(getattr(torch, dtype)).float()
+    np.testing.assert_array_equal(read, expected.numpy())
+
+
+def test_rows_that_left_are_missing_in_bfloat16_too(store: Path) -> None:
+    values = arrays()
+    values["coordinates"][4] = np.nan
+    brain = {"shard_size": SHARD, "dtype": "bfloat16"}
+    write_shard(store, "contributions", 0, part(values, 0), **brain)
+    write_layout(store, "contributions", SIZES, **brain)
+    opened = Store(store, "contributions")
+    assert np.isfinite(opened.read("coordinates", np.array([3, 5]))).all()
+    with pytest.raises(ArtifactError, match="lacks 1 of the 1 rows"):
+        opened.read("coordinates", np.array([4]))
 
 
 def test_a_store_of_another_kind_or_layout_is_refused(store: Path) -> None:
@@ -227,7 +279,7 @@ def test_a_store_of_another_kind_or_layout_is_refused(store: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_of_the_shard(store: Path) -> None:
-    big = part(arrays({**SIZES, "d": 4000}), 0)
+    big = part(arrays({**SIZES, "r": 20_000}), 0)
     with file_size_limit(200_000), pytest.raises(ArtifactError, match="nothing of shard 0 was"):
         write_shard(store, "contributions", 0, big, shard_size=SHARD)
     assert [path for path in store.glob("*/c/**/*") if path.is_file()] == []
@@ -240,7 +292,7 @@ def dump(store: Path) -> tuple[Path, dict[str, np.ndarray]]:
         array[[4, 11]] = np.nan  # rows of images that left the data set
     make(store, values)
     write_table("manifest", manifest(23, removed=(4, 11)), store.parent / "images.parquet")
-    write_table("components", components(SIZES["c"]), components_path(store))
+    write_table("components", components(len(RANKS)), components_path(store))
     return store, values
 
 
@@ -251,7 +303,10 @@ def test_a_dump_shows_active_images_only(dump: tuple[Path, dict[str, np.ndarray]
     assert opened.n == 21 and opened.width == 6 and opened.has_logits
     assert list(opened.manifest["row"]) == list(rows)
     index = np.array([20, 4, 0])
-    np.testing.assert_array_equal(opened.contributions(index), values["contributions"][rows[index]])
+    expected = contributions_of(values)[rows[index]]
+    np.testing.assert_allclose(opened.contributions(index), expected, rtol=1e-6)
+    np.testing.assert_allclose(opened.contributions(index, [3, 0]), expected[:, [3, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(opened.coordinates(index), values["coordinates"][rows[index]])
     np.testing.assert_array_equal(opened.logits(index), values["logits"][rows[index]])
     seen = np.concatenate([opened.representation(batch) for batch in opened.batches(4)])
     np.testing.assert_array_equal(seen, values["representation"][rows])
@@ -268,7 +323,9 @@ def test_a_dump_that_does_not_belong_to_its_tables_is_refused(
     with pytest.raises(ArtifactError, match="has 23 rows, but its manifest has 24"):
         open_dump(store, store.parent / "more.parquet")
     write_table("components", components(3), components_path(store))
-    with pytest.raises(ArtifactError, match="11 components, but their table has 3"):
+    with pytest.raises(
+        ArtifactError, match="26 coordinates an image, but its table of components lists 13"
+    ):
         open_dump(store, store.parent / "images.parquet")
 
 

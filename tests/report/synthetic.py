@@ -127,6 +127,7 @@ def component_table(architecture: Architecture) -> pd.DataFrame:
     names = ["kind", "id", "layer", "stage", "block", "head", "module", "tokens"]
     table = pd.DataFrame(rows, columns=names)
     table.insert(0, "component", range(len(table)))
+    table["rank"] = np.where(table["kind"] == "head", 12, 48)
     return table
 
 
@@ -486,10 +487,13 @@ def _write_segmentation(run: Path, model: str, rng: np.random.Generator) -> None
                     miou,
                     score + 0.15,
                     20,
+                    score - 0.05,
+                    score + 0.15,
                 )
             )
     names = ["model", "dataset", "protocol", "method", "pixel_accuracy", "iou_object"]
-    table = pd.DataFrame(rows, columns=[*names, "iou_background", "miou", "map", "n"])
+    names += ["iou_background", "miou", "map", "n", "low", "high"]
+    table = pd.DataFrame(rows, columns=names)
     write_table(
         "segmentation",
         table,

@@ -1,20 +1,49 @@
-# Contributions: the dumps. Reads the images of one shard at a time; writes the objects of that
-# shard into contributions/{model}/{dataset}.zarr and a record of how they were made. When all
-# shards are there, one job checks them and writes the store's metadata and table of components.
+# Contributions: the dumps. Finds the bases in which a model's contributions are stored, from its
+# weights. Reads the images of one shard at a time; writes the objects of that shard into
+# contributions/{model}/{dataset}.zarr and a record of how they were made. When all shards are
+# there, one job checks them and writes the store's metadata and table of components.
 # The array of logits is written before the others and has no output of its own: not every model
 # has a classifier.
 
 DUMP = f"{RESULTS}/contributions/{{model}}/{{dataset}}"
-DUMP_ARRAYS = ["contributions", "representation", "error"]
+DUMP_ARRAYS = ["coordinates", "representation", "error", "rounding"]
+BASES = f"{RESULTS}/contributions/{{model}}.bases"
+
+
+rule bases:
+    output:
+        bases=f"{BASES}.safetensors",
+        facts=f"{BASES}.json",
+    params:
+        version=STAGE_VERSIONS["contributions"],
+        model=lambda wildcards: model_facts(CONFIG.models[wildcards.model]),
+        per=CONFIG.contributions.per,
+        bias=CONFIG.contributions.bias,
+        factored=CONFIG.contributions.factored,
+        shard_size=CONFIG.contributions.shard_size,
+    log:
+        f"{RESULTS}/logs/bases/{{model}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/bases/{{model}}.tsv"
+    threads: 1
+    script:
+        "../scripts/bases.py"
+
+
+# The file of bases is large: Snakemake would go by its time. What they are is decided by the small
+# file beside it, which is compared by content.
 
 
 rule contributions:
     input:
         shard=shard_rows,
+        facts=f"{BASES}.json",
+        bases=ancient(f"{BASES}.safetensors"),
     output:
-        contributions=shard_object(f"{DUMP}.zarr", "contributions", "contributions", "{shard}"),
+        coordinates=shard_object(f"{DUMP}.zarr", "contributions", "coordinates", "{shard}"),
         representation=shard_object(f"{DUMP}.zarr", "contributions", "representation", "{shard}"),
         error=shard_object(f"{DUMP}.zarr", "contributions", "error", "{shard}"),
+        rounding=shard_object(f"{DUMP}.zarr", "contributions", "rounding", "{shard}"),
         record=f"{DUMP}.shards/{{shard}}.parquet",
     params:
         version=STAGE_VERSIONS["contributions"],
@@ -41,9 +70,12 @@ rule contributions_store:
             f"{DUMP}.shards/{{shard}}.parquet", **w, shard=shards_of(w.dataset)
         ),
         manifest=f"{RESULTS}/manifest/{{dataset}}/images.parquet",
+        facts=f"{BASES}.json",
+        bases=ancient(f"{BASES}.safetensors"),
     output:
         store=f"{DUMP}.zarr/zarr.json",
         components=f"{DUMP}.components.parquet",
+        manifest=f"{DUMP}.json",
     params:
         version=STAGE_VERSIONS["contributions"],
         tolerance=CONFIG.contributions.tolerance,

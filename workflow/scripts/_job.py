@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
+import json
 import logging
 import os
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pipeline_lib
+from pipeline_lib.artifacts import read_table
 from pipeline_lib.config import Model, Reference, RunConfig, load_config
+from pipeline_lib.device import gpu_present
 from pipeline_lib.errors import VitAtlasError
+from pipeline_lib.gpu_claim import claim_gpu
+from pipeline_lib.provenance import code_facts, data_fingerprint, set_context
 
 if TYPE_CHECKING:
     from pipeline_lib.models import VisionModel
@@ -32,7 +39,12 @@ def job(snakemake: Any) -> Iterator[RunConfig]:
     log.info("vit-atlas %s, %s %s", pipeline_lib.__version__, snakemake.rule, wildcards)
     try:
         _use_threads(snakemake.threads)
-        yield load_config(snakemake.config)
+        end_if_hanging(snakemake.resources.get("runtime"), str(snakemake.log[0]))
+        if snakemake.resources.get("gpu"):
+            claim_gpu()
+        config = load_config(snakemake.config)
+        set_context(_facts(snakemake, config))
+        yield config
     except VitAtlasError as error:
         log.error("%s", error)
         print(f"\n{snakemake.rule} {wildcards}: {error}\n", file=sys.stderr)
@@ -41,6 +53,17 @@ def job(snakemake: Any) -> Iterator[RunConfig]:
         log.exception("this is a bug of vit-atlas; please report it with this log")
         raise
     log.info("done")
+    faulthandler.cancel_dump_traceback_later()
+
+
+def end_if_hanging(minutes: float | None, path: str) -> None:
+    """End this process after its resource `runtime`; where it hung stands in its log.
+
+    On a cluster the scheduler does the same; on one machine nobody else would.
+    """
+    if minutes:
+        handle = open(path, "a")  # noqa: SIM115 (as long as the process)
+        faulthandler.dump_traceback_later(60 * minutes, exit=True, file=handle)
 
 
 def load_run_model(section: Model | Reference) -> VisionModel:
@@ -56,6 +79,27 @@ def load_run_model(section: Model | Reference) -> VisionModel:
 def store_folder(paths: Sequence[str]) -> Path:
     """Folder of the store in `store_inputs` or `feature_inputs`: that of the first path."""
     return Path(paths[0]).parent
+
+
+def _facts(snakemake: Any, config: RunConfig) -> dict[str, Any]:
+    """What every artifact of this job carries (`pipeline_lib.provenance.FIELDS`)."""
+    names = dict(snakemake.wildcards.items())
+    facts = {
+        **code_facts(),
+        "stage": {"rule": snakemake.rule, **names},
+        "parameters": json.loads(json.dumps(dict(snakemake.params.items()), default=str)),
+        "device": {"machine": platform.machine(), "gpu": gpu_present()},
+        "seed": config.seed,
+    }
+    if names.get("model") in config.models:
+        facts["model"] = config.models[names["model"]].id
+        bases = config.folder / "contributions" / f"{names['model']}.bases.json"
+        if bases.exists():
+            facts["weight_hash"] = json.loads(bases.read_text())["weight_hash"]
+    manifest = snakemake.input.get("manifest")
+    if isinstance(manifest, str) and manifest.endswith("images.parquet"):
+        facts["data"] = data_fingerprint(read_table("manifest", manifest))
+    return facts
 
 
 def _log_into(path: str) -> None:

@@ -1,0 +1,100 @@
+"""Provenance: what made an artifact, in the same fields everywhere.
+
+A job says once what it is about (`set_context`); every table that it writes then carries that
+beside what the table itself is given. Free of torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+#: Raised by hand when these fields change their meaning.
+SCHEMA_VERSION = 1
+
+#: Keys of a manifest; a table of a stage that has no model or images goes without theirs.
+FIELDS: dict[str, str] = {
+    "schema_version": "version of these fields",
+    "stage": "rule that made the artifact, and its wildcards",
+    "model": "id of the model",
+    "weight_hash": "hash of the model's weights",
+    "preprocessing": "size, crop, interpolation, mean and deviation of the images",
+    "readout": "what the representation is: pooling, and where it is read",
+    "data": "fingerprint of the active images: hash of ids and contents, and how many",
+    "parameters": "parameters of the rule",
+    "dtype": "of the stored numbers",
+    "code": "version of vit-atlas and hash of its sources",
+    "libraries": "versions of Python and of the libraries that compute",
+    "device": "where it was computed",
+    "seed": "seed of everything random",
+    "seconds": "wall time, summed over jobs (of tables: beside them, in benchmarks/)",
+    "exactness": "largest relative errors: of the sum of contributions, and caused by storing",
+}
+
+_LIBRARIES = (
+    "numpy", "pandas", "pillow", "timm", "open_clip_torch", "torch", "torchvision", "zarr",
+)  # fmt: skip
+
+_context: dict[str, Any] = {}
+
+
+def set_context(facts: Mapping[str, Any]) -> None:
+    """Facts that every table written from now on carries; replaces earlier ones."""
+    _context.clear()
+    _context.update(facts)
+
+
+def context() -> dict[str, Any]:
+    """What `set_context` was given."""
+    return dict(_context)
+
+
+def code_facts() -> dict[str, Any]:
+    """Schema version, code and libraries of this process."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "code": {"version": _version_of("vit-atlas"), "sources": _source_hash()},
+        "libraries": {"python": platform.python_version(), **_library_versions()},
+    }
+
+
+def data_fingerprint(manifest: pd.DataFrame) -> dict[str, Any]:
+    """Number of active images of a manifest, and a hash of their rows and contents."""
+    active = manifest[manifest["active"]]
+    lines = (f"{row}\0{sha256}\n" for row, sha256 in zip(active["row"], active["sha256"]))
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    return {"images": len(active), "sha256": digest}
+
+
+def missing_fields(manifest: Mapping[str, Any]) -> Sequence[str]:
+    """Fields of `FIELDS` that a manifest lacks."""
+    return [name for name in FIELDS if name not in manifest]
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@lru_cache
+def _library_versions() -> dict[str, str | None]:
+    return {name: _version_of(name) for name in _LIBRARIES}
+
+
+@lru_cache
+def _source_hash() -> str:
+    """Hash of the sources of this package."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,106 @@
+"""Moments that are streamed: the same as those of the full dump, in any cut, of a fixed size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline_lib.coordinates import Source, encode
+from pipeline_lib.errors import ArtifactError, DataError
+from pipeline_lib.factors import Factors, factorise
+from pipeline_lib.maps import Maps
+from pipeline_lib.scores import moments, score_components
+from pipeline_lib.streamed import StreamedMoments, stored_coordinates
+from pipeline_lib.textspan import label_components
+
+N, D, E = 150, 12, 5
+
+
+@pytest.fixture(scope="module")
+def factors() -> Factors:
+    rng = np.random.default_rng(0)
+    spans = [None, rng.normal(size=(3, D)), rng.normal(size=(2, D)), None, rng.normal(size=(3, D))]
+    return factorise(spans, D, 500)
+
+
+@pytest.fixture(scope="module")
+def coordinates(factors: Factors) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    mixed = rng.normal(size=(N, factors.columns)) @ rng.normal(size=2 * (factors.columns,))
+    return (mixed + 3.0).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def maps(factors: Factors) -> Maps:
+    weights = torch.randn(len(factors.ranks), D, E, generator=torch.Generator().manual_seed(0))
+    return Maps("ridge", weights, torch.zeros(E))
+
+
+def cut(values: np.ndarray, *places: int) -> list[np.ndarray]:
+    return np.split(values, places)
+
+
+def test_scores_and_labels_from_moments_equal_those_from_the_full_dump(
+    factors: Factors, coordinates: np.ndarray, maps: Maps
+) -> None:
+    full = moments(encode(Source.of_array(factors.decode(coordinates))), maps)
+    streamed = StreamedMoments.of(cut(coordinates, 40, 41)).mapped(factors, maps)
+    generator = torch.Generator().manual_seed(1)
+    features = {"a": torch.randn(3, E, generator=generator), "b": torch.randn(2, E)}
+    expected, found = score_components(full, features), score_components(streamed, features)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(streamed.strengths, full.strengths, rtol=1e-4, atol=1e-6)
+    texts = torch.nn.functional.normalize(torch.randn(30, E, generator=generator), dim=1)
+    first = label_components(full, texts, count=2)
+    again = label_components(streamed, texts, count=2)
+    for one, other in zip(first, again, strict=True):
+        assert one.texts[0] == other.texts[0]  # where one direction is left, any text will do
+        np.testing.assert_allclose(one.gains, other.gains, rtol=1e-3, atol=1e-5)
+
+
+def test_moments_are_those_of_numpy_however_they_are_cut(coordinates: np.ndarray) -> None:
+    expected = np.cov(coordinates.astype(np.float64), rowvar=False, bias=True)
+    for places in ((), (1,), (50, 100), (149,)):
+        found = StreamedMoments.of(cut(coordinates, *places))
+        np.testing.assert_allclose(found.squares / N, expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(found.mean, coordinates.mean(axis=0, dtype=np.float64))
+
+
+def test_shards_merge_through_files_that_do_not_grow(
+    coordinates: np.ndarray, tmp_path: Path
+) -> None:
+    first, second = cut(coordinates, 20)
+    for name, part in (("a", first), ("b", second)):
+        StreamedMoments.of([part]).save(tmp_path / name)
+    sizes = {path.stat().st_size for path in tmp_path.iterdir()}
+    assert len(sizes) == 1
+    merged = StreamedMoments.load(tmp_path / "a").merged(StreamedMoments.load(tmp_path / "b"))
+    whole = StreamedMoments.of([coordinates])
+    assert merged.n == whole.n
+    np.testing.assert_allclose(merged.squares, whole.squares, rtol=1e-9)
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(ArtifactError, match="run snakemake again"):
+        StreamedMoments.load(tmp_path / "a")
+
+
+def test_coordinates_of_a_dump_need_no_decoding(
+    factors: Factors, coordinates: np.ndarray, maps: Maps
+) -> None:
+    room = np.empty_like(coordinates)
+    direct = stored_coordinates(factors, cut(coordinates, 33), room)
+    found = moments(direct, maps)
+    expected = moments(encode(Source.of_array(factors.decode(coordinates))), maps)
+    torch.testing.assert_close(found.total, expected.total, rtol=1e-4, atol=1e-4)
+    with pytest.raises(DataError, match="room for 150 images, but 100"):
+        stored_coordinates(factors, [coordinates[:100]], room)
+
+
+def test_what_is_not_finite_or_absent_is_refused(coordinates: np.ndarray) -> None:
+    with pytest.raises(DataError, match="no images"):
+        StreamedMoments.of([])
+    with pytest.raises(DataError, match="NaN"):
+        StreamedMoments.of([np.full_like(coordinates, np.nan)])
