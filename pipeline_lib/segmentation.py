@@ -1,50 +1,51 @@
 """Zero-shot segmentation: heat maps thresholded and compared with masks, by named protocols.
 
-Heat maps come from `heatmaps`, or from a baseline of the same shape. Everything is counted image by
-image and pooled at the end, so the result does not depend on how the images are batched.
+Heat maps come from token maps by a recipe of `token_recipes`, or from `baseline_maps`; what is
+counted is in `segmentation_counts`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from pipeline_lib.baseline_maps import GradCam, patch_text, raw_attention, rollout
 from pipeline_lib.classify import LinearClassifier
-from pipeline_lib.errors import DataError, close_matches
+from pipeline_lib.errors import DataError
 from pipeline_lib.heatmaps import (
     HasPreprocessing,
     Span,
     gradient_maps,
     image_directions,
-    patch_grid,
     pixel_range,
     representations,
     squash,
-    token_maps,
     upsample,
 )
 from pipeline_lib.images import read_image
+from pipeline_lib.segmentation_counts import Counts
+from pipeline_lib.token_recipes import (
+    RECIPES,
+    Recipe,
+    energy,
+    evidence_directions,
+    evidence_maps,
+)
 
 logger = logging.getLogger(__name__)
 
 #: From a batch of images [b,3,h,w] and their positions [b] to one map per image [b,gh,gw].
 Mapper = Callable[[Tensor, Int[np.ndarray, " b"]], Float[np.ndarray, "b gh gw"]]
-
-#: Protocol name to how image and mask are brought to the model's input size, and what is counted.
-PROTOCOLS: dict[str, str] = {
-    "C": "Chefer et al.: image and mask squashed to the input size, both channels counted",
-    "V": "Balasubramanian et al.: the model's own crop for image and mask, the object alone",
-}
 
 
 def object_mask(mask: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
@@ -89,109 +90,6 @@ def squash_mask(mask: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "
     return np.asarray(mask.resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
-def min_max(heat: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """A map scaled to 0 … 1; a constant map becomes 0."""
-    low, high = float(heat.min()), float(heat.max())
-    if not np.isfinite(low) or not np.isfinite(high):
-        raise DataError("a heat map holds NaN or infinite values")
-    return (heat - low) / (high - low) if high > low else np.zeros_like(heat)
-
-
-@dataclass
-class Counts:
-    """Pixel counts over a set of images under one protocol, and the mean average precision.
-
-    Parameters
-    ----------
-    protocol
-        `C` or `V` (see `PROTOCOLS`).
-
-    Notes
-    -----
-    As in Chefer et al., *Transformer Interpretability Beyond Attention Visualization*, CVPR 2021:
-    each map is scaled to 0 … 1 and thresholded at its own mean; pixels are pooled over the set for
-    accuracy and IoU; average precision is taken per image over the pixels of both channels
-    (background with the complement of the map) and averaged over images. V counts the object
-    alone (P2).
-    """
-
-    protocol: str
-    true_positive: int = 0
-    false_positive: int = 0
-    false_negative: int = 0
-    true_negative: int = 0
-    precisions: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise DataError(
-                f"unknown segmentation protocol {self.protocol!r}; "
-                f"{close_matches(self.protocol, PROTOCOLS)}"
-            )
-
-    def add(self, heat: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> None:
-        """Count one image.
-
-        Parameters
-        ----------
-        heat
-            Heat map at the size of the mask: higher where the object is.
-        mask
-            Where the object is.
-
-        Raises
-        ------
-        DataError
-            The sizes differ, or the mask is empty.
-        """
-        if heat.shape != mask.shape:
-            raise DataError(
-                f"the heat map is {heat.shape[0]}×{heat.shape[1]} pixels and its mask "
-                f"{mask.shape[0]}×{mask.shape[1]}; both must have the size of the model's input"
-            )
-        if not mask.any():
-            raise DataError("a mask without any object pixel cannot be segmented")
-        scaled = min_max(heat)
-        found = scaled > scaled.mean()
-        self.true_positive += int((found & mask).sum())
-        self.false_positive += int((found & ~mask).sum())
-        self.false_negative += int((~found & mask).sum())
-        self.true_negative += int((~found & ~mask).sum())
-        self.precisions.append(self._average_precision(scaled, mask))
-
-    def result(self) -> dict[str, float | int | None]:
-        """Columns `pixel_accuracy` … `n` of table `segmentation`.
-
-        Raises
-        ------
-        DataError
-            No image was counted.
-        """
-        if not self.precisions:
-            raise DataError("no image with a mask was segmented; name the column of masks")
-        right = self.true_positive + self.true_negative
-        wrong = self.false_positive + self.false_negative
-        iou_object = self.true_positive / (self.true_positive + wrong)
-        iou_background = self.true_negative / max(1, self.true_negative + wrong)
-        both = self.protocol == "C"
-        return {
-            "pixel_accuracy": right / (right + wrong),
-            "iou_object": iou_object,
-            "iou_background": iou_background if both else None,
-            "miou": (iou_object + iou_background) / 2 if both else None,
-            "map": float(np.mean(self.precisions)),
-            "n": len(self.precisions),
-        }
-
-    def _average_precision(
-        self, scaled: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]
-    ) -> float:
-        score, truth = scaled.ravel(), mask.ravel()
-        if self.protocol == "C":
-            score, truth = np.concatenate([1 - score, score]), np.concatenate([~truth, truth])
-        return float(average_precision_score(truth, score))
-
-
 @dataclass(frozen=True)
 class Pair:
     """A picture, its mask if it has one, and the hash that the picture's file must have."""
@@ -229,14 +127,32 @@ def load_pair(
     return model.preprocess(picture), object_mask(model.preprocess_mask(mask))
 
 
+@dataclass(frozen=True)
+class Segments:
+    """What `segment` found.
+
+    Attributes
+    ----------
+    table
+        Rows of table `segmentation`, without model and data set. An image whose crop holds nothing
+        of the object is left out of that protocol by every method, which is logged and seen in `n`.
+    images
+        Rows of table `segmentation_images`, without model and data set: each image by itself.
+    """
+
+    table: pd.DataFrame
+    images: pd.DataFrame
+
+
 def segment(
     model: HasPreprocessing,
     pairs: Sequence[Pair],
     methods: Mapping[str, Mapper],
     protocols: Sequence[str],
     *,
+    image_ids: Sequence[str] | None = None,
     batch_size: int = 16,
-) -> pd.DataFrame:
+) -> Segments:
     """Segmentation of a set of images by several methods, on the same pixels.
 
     Parameters
@@ -250,42 +166,109 @@ def segment(
         image on any grid, higher where the object should be.
     protocols
         Keys of `PROTOCOLS`.
+    image_ids
+        Name of each pair; its number by default.
     batch_size
         Images per call of a method; the result does not depend on it.
+    """
+    names = [str(i) for i in range(len(pairs))] if image_ids is None else list(image_ids)
+    counts = {(protocol, name): Counts(protocol) for protocol in protocols for name in methods}
+    span = pixel_range(model.preprocess, model.input_size)
+    skipped = dict.fromkeys(protocols, 0)
+    for start in range(0, len(pairs), batch_size):
+        positions = np.arange(start, min(start + batch_size, len(pairs)))
+        before: tuple[Tensor, dict[str, np.ndarray]] | None = None
+        for protocol in protocols:
+            loaded = [load_pair(model, pairs[int(i)], protocol, span) for i in positions]
+            images = torch.stack([image for image, _ in loaded])
+            if before is None or not torch.equal(images, before[0]):  # else: cropped alike
+                maps = {
+                    method: upsample(mapper(images, positions), model.input_size)
+                    for method, mapper in methods.items()
+                }
+                before = (images, maps)
+            for place, (_, mask) in enumerate(loaded):
+                skipped[protocol] += not mask.any()
+                for method, heats in before[1].items():
+                    if mask.any():
+                        name = names[int(positions[place])]
+                        counts[protocol, method].add(heats[place], mask, name)
+    for protocol, count in skipped.items():
+        if count:
+            logger.warning("%s: %d images show nothing of their object", protocol, count)
+    rows, images_of = [], []
+    for (protocol, method), found in counts.items():
+        key = {"protocol": protocol, "method": method}
+        rows.append({**key, **found.result()})
+        images_of += [{**key, **image} for image in found.images()]
+    return Segments(pd.DataFrame(rows), pd.DataFrame(images_of))
+
+
+def choose_recipe(
+    model: object,
+    pairs: Sequence[Pair],
+    classifier: LinearClassifier,
+    protocol: str,
+    labels: Sequence[str] | None = None,
+    *,
+    batch_size: int = 16,
+) -> tuple[Recipe, pd.DataFrame]:
+    """The recipe that segments some images best, and how all of them do.
+
+    Parameters
+    ----------
+    model
+        A `VisionModel`.
+    pairs
+        Pictures with their masks; other images than those that are reported.
+    classifier
+        Linear classifier on the representation.
+    protocol
+        Key of `PROTOCOLS`; by mean IoU under C, by the object's IoU under V.
+    labels
+        Class of each image; None for the class that is predicted.
 
     Returns
     -------
-    DataFrame
-        Rows of table `segmentation`, without model and data set. An image whose crop holds nothing
-        of the object is left out of that protocol by every method, which is logged and seen in `n`.
+    tuple
+        The recipe, with the mean maps of these images, and rows of table `segmentation_choices`,
+        without model and data set.
     """
-    counts = {(name, method): Counts(name) for name in protocols for method in methods}
-    span = pixel_range(model.preprocess, model.input_size)
-    for protocol in protocols:
-        skipped = 0
-        for start in range(0, len(pairs), batch_size):
-            positions = np.arange(start, min(start + batch_size, len(pairs)))
-            loaded = [load_pair(model, pairs[int(i)], protocol, span) for i in positions]
-            kept = [i for i, (_, mask) in enumerate(loaded) if mask.any()]
-            skipped += len(loaded) - len(kept)
-            if not kept:
-                continue
-            images = torch.stack([loaded[i][0] for i in kept])
-            for method, mapper in methods.items():
-                heats = upsample(mapper(images, positions[kept]), model.input_size)
-                for heat, i in zip(heats, kept, strict=True):
-                    counts[protocol, method].add(heat, loaded[i][1])
-        if skipped:
-            logger.warning("%s: %d images show nothing of their object", protocol, skipped)
-    rows = [
-        {"protocol": protocol, "method": method, **count.result()}
-        for (protocol, method), count in counts.items()
-    ]
-    return pd.DataFrame(rows)
+    given = cast(HasPreprocessing, model)
+    span = pixel_range(given.preprocess, given.input_size)
+    loaded = [load_pair(given, pair, protocol, span) for pair in pairs]
+    images = torch.stack([image for image, _ in loaded])
+    directions = evidence_directions(classifier)
+    parts = images.split(batch_size)
+    maps = np.concatenate([evidence_maps(model, part, directions) for part in parts])
+    means = maps.mean(axis=0)
+    own = image_directions(classifier, *_asked(model, images, np.arange(len(images)), labels))[0]
+    measure = "miou" if protocol == "C" else "iou_object"
+    rows = []
+    for name, power in RECIPES.items():
+        if power is None:
+            heats = Recipe(name, directions, means).maps(model, images, lambda: own)
+        else:
+            heats = energy(maps, means, power)
+        counts = Counts(protocol)
+        for heat, (_, mask) in zip(upsample(heats, given.input_size), loaded, strict=True):
+            if mask.any():
+                counts.add(heat, mask)
+        found = counts.result()
+        kept = {key: found[key] for key in ("iou_object", "miou", "n")}
+        rows.append({"protocol": protocol, "recipe": name, **kept})
+    choices = pd.DataFrame(rows)
+    best = str(choices.loc[choices[measure].astype(float).idxmax(), "recipe"])
+    choices["chosen"] = choices["recipe"] == best
+    logger.info("recipe: %s, chosen on %d images", best, len(pairs))
+    return Recipe(best, directions, means), choices
 
 
 def methods(
-    model: object, classifier: LinearClassifier, labels: Sequence[str] | None = None
+    model: object,
+    classifier: LinearClassifier,
+    recipe: Recipe,
+    labels: Sequence[str] | None = None,
 ) -> dict[str, Mapper]:
     """The decomposition's maps and the baselines, for `segment`.
 
@@ -294,47 +277,69 @@ def methods(
     model
         A `VisionModel`.
     classifier
-        Linear classifier on the representation; a map is of one of its classes.
+        Linear classifier on the representation; a map is of one of its classes, or of all.
+    recipe
+        How the decomposition's signed maps become one, from `choose_recipe`.
     labels
         Class of each image, in the order of the pairs; None for the class that is predicted.
 
     Returns
     -------
     dict
-        `decomposition`: the positive part of all components' token map along the class direction
-        (what speaks for the class; what speaks against it is no object); `gradient`: gradient
-        times input along the same direction, absolute; `centre`: a Gaussian in the middle of the
-        picture; `uniform`: nothing found anywhere.
+        `decomposition`: token maps by the recipe; `gradient`: gradient times input along the
+        class, absolute; `gradcam`, `attention`, `rollout`, `patch_text`: see `baseline_maps`, left
+        out where the model has no such map; `centre`: a Gaussian in the middle of the picture;
+        `uniform`: nothing found anywhere.
     """
-    grids: dict[tuple[int, ...], tuple[int, int]] = {}
+    module: Any = getattr(model, "module", model)
+    height, width = cast(HasPreprocessing, model).input_size
+    blank = torch.zeros(1, 3, height, width)
+    camera = GradCam(model, blank)
 
     def directions(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b d"]:
-        wanted = None if labels is None else [labels[int(i)] for i in at]
-        found = representations(model, images) if labels is None else np.empty((0, 0))
-        return image_directions(classifier, found, wanted)[0]
+        return image_directions(classifier, *_asked(model, images, at, labels))[0]
 
-    def decomposition(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b g h"]:
-        return np.clip(token_maps(model, images, directions(images, at)), 0.0, None)
-
-    def gradient(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b g h"]:
-        shape = tuple(images.shape[-2:])
-        if shape not in grids:
-            grids[shape] = patch_grid(model, images)
-        return gradient_maps(model, images, directions(images, at), grids[shape])
-
-    def centre(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b h w"]:
-        height, width = images.shape[-2:]
-        return np.repeat(centre_prior(height, width)[None], len(images), axis=0)
-
-    def uniform(images: Tensor, at: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b h w"]:
-        return np.zeros((len(images), 1, 1), dtype=np.float32)
-
-    return {
-        "decomposition": decomposition,
-        "gradient": gradient,
-        "centre": centre,
-        "uniform": uniform,
+    found: dict[str, Mapper] = {
+        "decomposition": lambda images, at: recipe.maps(
+            model, images, lambda: directions(images, at)
+        ),
+        "gradient": lambda images, at: gradient_maps(
+            model, images, directions(images, at), recipe.grid
+        ),
     }
+    if camera.fits:
+        found["gradcam"] = lambda images, at: camera(images, directions(images, at))
+    if raw_attention(module, blank) is not None:
+        found["attention"] = lambda images, at: _not_none(raw_attention(module, images))
+    if rollout(module, blank) is not None:
+        found["rollout"] = lambda images, at: _not_none(rollout(module, images))
+    if patch_text(module, blank, classifier.weight[:1]) is not None:
+        found["patch_text"] = lambda images, at: _not_none(
+            patch_text(module, images, directions(images, at))
+        )
+    found["centre"] = lambda images, at: np.repeat(
+        centre_prior(*images.shape[-2:])[None], len(images), axis=0
+    )
+    found["uniform"] = lambda images, at: np.zeros((len(images), 1, 1), dtype=np.float32)
+    return found
+
+
+def _asked(
+    model: object,
+    images: Tensor,
+    at: Int[np.ndarray, " b"],
+    labels: Sequence[str] | None,
+) -> tuple[Float[np.ndarray, "b d"], list[str] | None]:
+    """Representation, where the class is predicted from it, and the labels of a batch."""
+    if labels is None:
+        return representations(model, images), None
+    return np.empty((0, 0), dtype=np.float32), [labels[int(i)] for i in at]
+
+
+def _not_none(found: Float[np.ndarray, "b gh gw"] | None) -> Float[np.ndarray, "b gh gw"]:
+    if found is None:
+        raise DataError("a baseline gave a map for one batch of images and none for another")
+    return found
 
 
 def centre_prior(height: int, width: int, spread: float = 0.25) -> Float[np.ndarray, "h w"]:
@@ -351,3 +356,27 @@ def centre_prior(height: int, width: int, spread: float = 0.25) -> Float[np.ndar
     columns = (np.arange(width) + 0.5) / width - 0.5
     squared = rows[:, None] ** 2 + columns[None, :] ** 2
     return np.exp(-squared / (2 * spread**2))
+
+
+def example_images(images: pd.DataFrame, method: str = "decomposition") -> pd.DataFrame:
+    """The best, the median and the worst image of a method, by the IoU of the object.
+
+    Parameters
+    ----------
+    images
+        Rows of table `segmentation_images` of one protocol.
+    method
+        Method that they are ordered by.
+
+    Returns
+    -------
+    DataFrame
+        Columns `place` (best, median, worst), `image_id` and `iou_object`.
+    """
+    part = images[images["method"] == method].sort_values(
+        ["iou_object", "image_id"], ascending=[False, True]
+    )
+    rows = {"best": 0, "median": (len(part) - 1) // 2, "worst": len(part) - 1}
+    chosen = part.iloc[list(rows.values())][["image_id", "iou_object"]].reset_index(drop=True)
+    chosen.insert(0, "place", list(rows))
+    return chosen

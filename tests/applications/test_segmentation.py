@@ -13,15 +13,15 @@ from sklearn.metrics import average_precision_score, jaccard_score
 
 from pipeline_lib.errors import DataError
 from pipeline_lib.segmentation import (
-    Counts,
     Pair,
     centre_prior,
-    min_max,
+    example_images,
     object_mask,
     read_mask,
     segment,
     squash_mask,
 )
+from pipeline_lib.segmentation_counts import Counts, average_precision, min_max
 
 
 def pictures(n: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -67,6 +67,46 @@ def test_average_precision_of_c_pools_the_two_channels_of_an_image() -> None:
     counts = Counts("C")
     counts.add(heat, mask)
     assert counts.result()["map"] == pytest.approx(expected)
+
+
+def test_average_precision_equals_scikit_learn_with_ties_and_without() -> None:
+    rng = np.random.default_rng(0)
+    for levels in (3, 10_000):
+        score = rng.integers(0, levels, 500) / levels
+        truth = rng.random(500) < 0.3 + 0.3 * score
+        expected = average_precision_score(truth, score)
+        assert average_precision(score, truth) == pytest.approx(expected)
+
+
+def test_images_by_themselves_and_the_interval_around_the_pooled_value() -> None:
+    images = pictures(12)
+    counts = Counts("C")
+    for number, (heat, mask) in enumerate(images):
+        counts.add(heat, mask, f"{number}.png")
+    rows = pd.DataFrame(counts.images())
+    for (heat, mask), row in zip(images, rows.itertuples(), strict=True):
+        assert row.iou_object == pytest.approx(
+            jaccard_score(mask.ravel(), (heat > heat.mean()).ravel())
+        )
+        assert row.mass == pytest.approx(heat[mask & (heat > 0)].sum() / heat[heat > 0].sum())
+        assert row.area == mask.mean()
+    whole = counts.result()
+    assert whole["low"] < whole["miou"] < whole["high"]
+    alike = counted("C", images[:1] * 5).result()
+    assert alike["low"] == pytest.approx(alike["high"])
+
+
+def test_examples_are_the_best_the_median_and_the_worst() -> None:
+    images = pd.DataFrame(
+        {
+            "method": ["decomposition"] * 5 + ["centre"],
+            "image_id": list("abcdef"),
+            "iou_object": [0.3, 0.9, 0.1, 0.5, 0.7, 1.0],
+        }
+    )
+    found = example_images(images)
+    assert found["place"].tolist() == ["best", "median", "worst"]
+    assert found["image_id"].tolist() == ["b", "d", "c"]
 
 
 def test_a_perfect_map_is_perfect_and_its_negative_is_not() -> None:
@@ -189,8 +229,8 @@ def files(tmp_path: Path) -> list[Pair]:
 
 
 def test_masks_follow_their_pictures_under_both_protocols(files: list[Pair]) -> None:
-    table = segment(CroppingModel(), files, {"bright": brightness}, ["C", "V"])
-    rows = table.set_index("protocol")
+    found = segment(CroppingModel(), files, {"bright": brightness}, ["C", "V"])
+    rows = found.table.set_index("protocol")
     # Resizing blurs one pixel around an object of six; any shift would cost far more.
     assert rows.loc["C", "miou"] > 0.8 and rows.loc["V", "iou_object"] > 0.8
     assert rows.loc["C", "n"] == 4
@@ -200,9 +240,10 @@ def test_masks_follow_their_pictures_under_both_protocols(files: list[Pair]) -> 
 def test_the_result_does_not_depend_on_the_batch_size(files: list[Pair]) -> None:
     methods = {"bright": brightness, "place": lambda images, at: np.cos(at[:, None, None] + grid)}
     grid = np.arange(9.0).reshape(1, 3, 3)
-    tables = [segment(CroppingModel(), files, methods, ["C", "V"], batch_size=b) for b in (1, 3, 8)]
-    pd.testing.assert_frame_equal(tables[0], tables[1])
-    pd.testing.assert_frame_equal(tables[0], tables[2])
+    found = [segment(CroppingModel(), files, methods, ["C", "V"], batch_size=b) for b in (1, 3, 8)]
+    for other in found[1:]:
+        pd.testing.assert_frame_equal(found[0].table, other.table)
+        pd.testing.assert_frame_equal(found[0].images, other.images)
 
 
 def test_a_damaged_picture_is_named(files: list[Pair]) -> None:

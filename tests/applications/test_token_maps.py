@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,12 @@ from pipeline_lib.heatmaps import (
 from pipeline_lib.maps import Maps
 from pipeline_lib.models import VisionModel, load_model
 from pipeline_lib.segmentation import methods
+from pipeline_lib.token_recipes import (
+    Recipe,
+    energy,
+    evidence_directions,
+    evidence_maps,
+)
 
 GRID = (2, 3)
 
@@ -140,23 +147,58 @@ def test_predicted_classes_are_the_largest_logits(
     assert maps.shape == (3, 1, *GRID)
 
 
+@pytest.fixture(scope="module")
+def recipe(model: VisionModel, images: torch.Tensor, classifier: LinearClassifier) -> Recipe:
+    directions = evidence_directions(classifier)
+    means = evidence_maps(model, images, directions).mean(axis=0)
+    return Recipe("energy_1.5", directions, means)
+
+
 def test_methods_give_one_map_per_image_whatever_the_batch(
-    model: VisionModel, images: torch.Tensor, classifier: LinearClassifier
+    model: VisionModel, images: torch.Tensor, classifier: LinearClassifier, recipe: Recipe
 ) -> None:
     for labels in (None, ["b", "d", "a"]):
-        for name, mapper in methods(model, classifier, labels).items():
+        found = methods(model, classifier, recipe, labels)
+        assert {"decomposition", "gradient", "gradcam", "attention", "rollout"} <= set(found)
+        for name, mapper in found.items():
             whole = mapper(images, np.arange(3))
             single = [mapper(images[i : i + 1], np.array([i]))[0] for i in range(3)]
             assert len(whole) == 3
             np.testing.assert_allclose(whole, np.stack(single), atol=1e-5, err_msg=name)
 
 
-def test_segmentation_takes_what_speaks_for_the_class(
+def test_evidence_along_few_directions_is_that_of_all_classes(
     model: VisionModel, images: torch.Tensor, classifier: LinearClassifier
 ) -> None:
-    found = methods(model, classifier, ["b", "d", "a"])["decomposition"](images, np.arange(3))
+    classes = classifier.weight - classifier.weight.mean(axis=0)
+    few, all_classes = (
+        np.square(evidence_maps(model, images, d)).sum(axis=2)
+        for d in (evidence_directions(classifier), classes)
+    )
+    assert len(evidence_directions(classifier)) == 3  # four classes less their mean
+    np.testing.assert_allclose(few, all_classes, rtol=1e-3, atol=1e-6)
+
+
+def test_energy_by_hand() -> None:
+    maps = np.zeros((1, 2, 2, 3, 3), np.float32)
+    maps[0, 0, :, 1, 1] = [3.0, 4.0]  # one component speaks at one place, length 5
+    maps[0, 1] = 7.0  # the other alike everywhere: nothing
+    found = energy(maps, np.zeros(maps.shape[1:], np.float32), 2.0)
+    assert found[0, 1, 1] == pytest.approx(25.0, rel=1e-3)
+    assert np.delete(found.ravel(), 4).max() < 0.1
+    moved = energy(maps + 2.0, np.full(maps.shape[1:], 2.0, np.float32), 2.0)
+    np.testing.assert_allclose(found, moved, atol=1e-4)
+
+
+def test_the_class_recipe_takes_what_speaks_for_the_class(
+    model: VisionModel, images: torch.Tensor, classifier: LinearClassifier, recipe: Recipe
+) -> None:
+    own = replace(recipe, name="class")
+    found = methods(model, classifier, own, ["b", "d", "a"])["decomposition"](images, np.arange(3))
     directions, _ = image_directions(classifier, np.empty((0, 0)), ["b", "d", "a"])
     np.testing.assert_allclose(found, np.clip(token_maps(model, images, directions), 0, None))
+    with pytest.raises(DataError, match="unknown recipe 'energy_3'; did you mean energy_"):
+        replace(recipe, name="energy_3")
 
 
 def test_overlays_are_named_by_image_and_map(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 # Segmentation: token heat maps thresholded and compared with the masks of the objects, beside
 # baselines on the same pixels. Decomposes the images by token; writes
-# applications/segmentation/{model}/{dataset}.parquet.
+# applications/segmentation/{model}/{dataset}.parquet, beside it the results image by image, the
+# recipes to choose from, and pictures of the best, the median and the worst image.
+
+SEGMENTS = f"{RESULTS}/applications/segmentation/{{model}}/{{dataset}}"
 
 
 rule segmentation:
@@ -9,7 +12,11 @@ rule segmentation:
         manifest=lambda wildcards: manifest_of(wildcards.dataset),
         texts=lambda wildcards: own_texts(wildcards.model),
     output:
-        table=f"{RESULTS}/applications/segmentation/{{model}}/{{dataset}}.parquet",
+        table=f"{SEGMENTS}.parquet",
+        images=f"{SEGMENTS}.images.parquet",
+        choices=f"{SEGMENTS}.choices.parquet",
+        examples=f"{SEGMENTS}.examples.parquet",
+        pictures=[f"{SEGMENTS}/{place}.png" for place in ("best", "median", "worst")],
     params:
         version=STAGE_VERSIONS["segmentation"],
         model=lambda wildcards: model_facts(CONFIG.models[wildcards.model]),
