@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -123,6 +124,7 @@ def text_table(
     pool: TextPool,
     classes: Mapping[str, str] | None = None,
     words: Mapping[str, Sequence[str]] | None = None,
+    captions: Sequence[str] = (),
     templates: Templates | None = None,
 ) -> pd.DataFrame:
     """Rows of table `text_features` for one CLIP space.
@@ -139,6 +141,8 @@ def text_table(
         Label of a data set to the words that are encoded for it.
     words
         Purpose (such as spurious or core) to further words.
+    captions
+        Captions of images; encoded without templates.
     templates
         Templates; a class or word that is a descriptor of a feature takes that feature's.
 
@@ -163,8 +167,10 @@ def text_table(
     for purpose, texts in (words or {}).items():
         for text in texts:
             rows.append(("word", purpose, text, text, templates.of(feature_of.get(text, ""))))
+    bare = ("{}",)
     for category, text in zip(pool.categories, pool.texts, strict=True):
-        rows.append(("pool", category, text, text, ("{}",)))
+        rows.append(("pool", category, text, text, bare))
+    rows += [("caption", "", text, text, bare) for text in dict.fromkeys(captions)]
     frame = pd.DataFrame([row[:3] for row in rows], columns=["use", "feature", "text"])
     embeddings = _encode_rows(encode, [row[3:] for row in rows])
     if not np.isfinite(embeddings).all():
@@ -205,8 +211,10 @@ def concept_embeddings(table: pd.DataFrame) -> dict[str, Float[Tensor, "k e"]]:
     return {name: embeddings_of(table, "concept", name) for name in dict.fromkeys(features)}
 
 
-def label_targets(table: pd.DataFrame, images: pd.DataFrame) -> Float[Tensor, "n e"]:
-    """Text embedding of each image's label: the targets of a map fitted to texts.
+def text_targets(
+    table: pd.DataFrame, images: pd.DataFrame, target: Literal["label_text", "caption_text"]
+) -> Float[Tensor, "n e"]:
+    """Text embedding of each image's label or caption: the targets of a map fitted to texts.
 
     Parameters
     ----------
@@ -214,19 +222,23 @@ def label_targets(table: pd.DataFrame, images: pd.DataFrame) -> Float[Tensor, "n
         Table `text_features`.
     images
         Rows of table `manifest`.
+    target
+        Which of the two.
 
     Raises
     ------
     DataError
-        Images without a label, or labels without an embedding.
+        Images without a label or caption, or texts without an embedding.
     """
-    classes = table[table["use"] == "class"].drop_duplicates("text").set_index("text")["embedding"]
-    missing = int(images["label"].isna().sum())
-    unknown = sorted(set(images["label"].dropna()) - set(classes.index))
-    problems = [f"{missing} images have no label"] if missing else []
-    problems += [f"label {name!r} has no text embedding" for name in unknown]
-    raise_problems("maps.target: label_text", problems)
-    return torch.tensor(np.stack(classes[images["label"]].to_list()), dtype=torch.float32)
+    column = target.removesuffix("_text")
+    use = {"label": "class", "caption": "caption"}[column]
+    known = table[table["use"] == use].drop_duplicates("text").set_index("text")["embedding"]
+    missing = int(images[column].isna().sum())
+    unknown = sorted(set(images[column].dropna()) - set(known.index))
+    problems = [f"{missing} images have no {column}"] if missing else []
+    problems += [f"{column} {name!r} has no text embedding" for name in unknown]
+    raise_problems(f"maps.target: {target}", problems)
+    return torch.tensor(np.stack(known[images[column]].to_list()), dtype=torch.float32)
 
 
 def class_phrases(labels: Iterable[str]) -> dict[str, str]:

@@ -1,21 +1,19 @@
-"""Linear maps from contributions to CLIP space: fitting, applying, saving.
+"""Linear maps from contributions to CLIP space: what they are, how good, saved and loaded.
 
 `f(z) = Σ_c contribution_c W_c + b` should point where the reference CLIP's embedding of the same
-image points. Every fit works on the coordinates of `pipeline_lib.coordinates`, read from a source
-in batches; nothing here knows of dumps or configs. Axis letters: `n` image, `c` component, `d`
-model width, `e` width of the CLIP space, `k` text, `r` coordinates of all components side by side.
+image points. They are fitted in `map_fits`. Axis letters: `n` image, `c` component, `d` model
+width, `e` width of the CLIP space, `k` text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,18 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline_lib.artifacts import atomic_path
-from pipeline_lib.coordinates import MEMORY_BYTES, Encoded, Source, encode
-from pipeline_lib.errors import ArtifactError, DataError, close_matches
+from pipeline_lib.coordinates import Source
+from pipeline_lib.errors import ArtifactError, DataError
 
-log = logging.getLogger(__name__)
-
-Method = Literal["compalign", "cosine", "shared", "ridge", "procrustes", "identity"]
-
-#: Ridge strengths tried, relative to the mean variance of a coordinate.
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-#: Largest side of the matrix that ridge factorises (12,000² float64 is 1.2 GB); above it the same
-#: equations are solved by conjugate gradients, to this relative residual.
-MAX_SIDE, RESIDUAL, MAX_STEPS = 12_000, 1e-4, 200
 #: Number of the file format of saved maps.
 FORMAT = 1
 
@@ -104,6 +93,21 @@ class Maps:
             return vectors.T.expand(components, -1, -1)
         return (self.weights @ vectors.T).expand(components, -1, -1)
 
+    def check_model(self, weight_hash: str) -> None:
+        """Raise unless the maps were fitted on the model whose weights have this hash.
+
+        Raises
+        ------
+        ArtifactError
+            They were fitted on other weights, or it is not known on which.
+        """
+        fitted = self.facts.get("weights")
+        if fitted != weight_hash:
+            raise ArtifactError(
+                f"these maps were fitted on weights {str(fitted)[:12]}, the model has "
+                f"{weight_hash[:12]}; give the maps of these very weights, or leave out maps.given"
+            )
+
     def check(self, components: int, width: int) -> None:
         """Raise unless the maps fit contributions of `components` components of width `d`."""
         if self.weights is None:
@@ -119,57 +123,12 @@ class Maps:
             )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How maps are fitted; the defaults follow P2 except for the batch size.
-
-    Attributes
-    ----------
-    orthogonality
-        λ, weight of the mean squared deviation of the maps from isometry.
-    learning_rate, weight_decay, batch_size, max_epochs
-        Of Adam, over minibatches of images.
-    patience
-        Epochs without a better held-out cosine after which the fit stops.
-    initial
-        Where the descent starts: `procrustes` (an isometry already) or `ridge`.
-    seed
-        Of the order of images.
-    """
-
-    orthogonality: float = 1.0
-    learning_rate: float = 3e-4
-    weight_decay: float = 1e-6
-    batch_size: int = 256
-    max_epochs: int = 50
-    patience: int = 5
-    initial: Literal["procrustes", "ridge"] = "procrustes"
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class MapFit:
-    """Result of `fit_maps`.
-
-    Attributes
-    ----------
-    maps
-        The maps of the chosen method.
-    metrics
-        One row per method and split: columns method, chosen, split, n, cosine, recall_at_1,
-        recall_at_5, seconds.
-    history
-        Held-out cosine after each epoch of the chosen method; empty for closed forms.
-    """
-
-    maps: Maps
-    metrics: pd.DataFrame
-    history: Sequence[float] = ()
-
-
 def identity_maps(width: int) -> Maps:
     """The map of a CLIP model into its own space: every contribution is there already."""
     return Maps("identity", None, torch.zeros(width))
+
+
+# Images
 
 
 def split_heldout(image_ids: Sequence[str], share: float, seed: int) -> Bool[np.ndarray, " n"]:
@@ -210,82 +169,32 @@ def without_test(splits: pd.Series) -> Int[np.ndarray, " m"]:
     return positions
 
 
-def fit_maps(
-    source: Source,
-    targets: Float[Tensor, "n e"],
-    heldout: Bool[np.ndarray, " n"],
-    *,
-    method: Method = "compalign",
-    baselines: Sequence[Method] = (),
-    settings: Settings | None = None,
-    memory_bytes: int = MEMORY_BYTES,
-    device: str = "cpu",
-) -> MapFit:
-    """Maps of the chosen method, and how it and the baselines do on the same held-out images.
+# Metrics
 
-    Parameters
-    ----------
-    source
-        Contributions of `n` images.
-    targets
-        Where each image should point: its CLIP embedding, or the embedding of its label.
-    heldout
-        Images that are only looked at to choose (when to stop, strength of the ridge) and measure.
-    method, baselines
-        `compalign`: cosine and orthogonality (P2); `cosine`: the same with λ = 0; `ridge`: least
-        squares in closed form with one map per component; `shared`: ridge with one map for all;
-        `procrustes`: one isometry for all.
-    settings
-        Of the descent.
-    memory_bytes
-        Memory for coordinates; larger ones go to a temporary file.
-    device
-        Where the arithmetic is done; the maps come back on the CPU.
+
+def applied_metrics(
+    maps: Maps, source: Source, targets: Float[Tensor, "n e"], heldout: Bool[np.ndarray, " n"]
+) -> pd.DataFrame:
+    """Metrics of maps that are applied as they are, in the form that `fit_maps` gives.
+
+    For the identity, and for maps that were fitted on other images.
 
     Raises
     ------
-    DataError
-        Targets do not fit the images, hold NaN, or too few images are left.
     ArtifactError
-        Contributions hold NaN.
-
-    Notes
-    -----
-    P2 section 4 (CompAlign). See `compalign` for the objective.
+        The maps do not fit the contributions.
+    DataError
+        Targets do not fit the images, or hold NaN.
     """
-    settings = settings or Settings()
-    _check_targets(source, targets, heldout)
+    check_targets(source, targets, heldout)
     started = time.perf_counter()
-    encoded = encode(source, memory_bytes=memory_bytes)
-    aims = unit(targets).to(device)
-    problem = _Problem(encoded, aims, np.flatnonzero(~heldout), np.flatnonzero(heldout))
-    reading = time.perf_counter() - started
-    rows, chosen = [], None
-    for name in dict.fromkeys([method, *baselines]):
-        started = time.perf_counter()
-        fitted = _fitter(name)(problem, settings)
-        seconds = reading + time.perf_counter() - started
-        rows += _metrics(problem, fitted, name, name == method, seconds)
-        chosen = fitted if name == method else chosen
-        log.info("%s: held-out cosine %.4f in %.1f s", name, rows[-1]["cosine"], seconds)
-    assert chosen is not None
-    maps = Maps(method, chosen.weights(problem), chosen.bias.cpu())
-    return MapFit(maps, pd.DataFrame(rows), chosen.history)
-
-
-def identity_metrics(
-    source: Source, targets: Float[Tensor, "n e"], heldout: Bool[np.ndarray, " n"]
-) -> pd.DataFrame:
-    """Metrics of the identity, as `fit_maps` gives them: sums of contributions against targets."""
-    _check_targets(source, targets, heldout)
-    started = time.perf_counter()
-    images = unit(torch.cat([values.sum(dim=1) for _, values in source.batches()]))
+    images = unit(torch.cat([maps.apply_total(values) for _, values in source.batches()]))
     rows = []
     for split, mask in (("train", ~heldout), ("heldout", heldout)):
         chosen = torch.from_numpy(mask)
         rows.append(
-            {"method": "identity", "chosen": True, "split": split}
-            | _agreement(images[chosen], unit(targets)[chosen])
+            {"method": maps.method, "chosen": True, "split": split}
+            | agreement(images[chosen], unit(targets)[chosen])
         )
     frame = pd.DataFrame(rows)
     frame["seconds"] = time.perf_counter() - started
@@ -297,344 +206,8 @@ def unit(vectors: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
     return torch.nn.functional.normalize(vectors.float(), dim=-1)
 
 
-# The problem and its solutions, in coordinates
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Coordinates and unit targets, and which images are fitted on and held out.
-
-    The targets lie on the device on which all is computed.
-    """
-
-    encoded: Encoded
-    targets: Float[Tensor, "n e"]
-    fit: np.ndarray
-    heldout: np.ndarray
-
-    def rows(self, index: np.ndarray) -> Float[Tensor, "b r"]:
-        return self.encoded.rows(index).to(self.targets.device)
-
-    def chunks(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, Float[Tensor, "b r"]]]:
-        for start in range(0, len(index), _CHUNK):
-            part = index[start : start + _CHUNK]
-            yield part, self.rows(part)
-
-    def images(
-        self, index: np.ndarray, blocks: Float[Tensor, "r e"], bias: Float[Tensor, " e"]
-    ) -> Float[Tensor, "m e"]:
-        """Unit vectors in CLIP space of the images at `index`."""
-        return unit(torch.cat([rows @ blocks + bias for _, rows in self.chunks(index)]))
-
-    def cosine(
-        self, index: np.ndarray, blocks: Float[Tensor, "r e"], bias: Float[Tensor, " e"]
-    ) -> float:
-        return float((self.images(index, blocks, bias) * self.targets[index]).sum(1).mean())
-
-    def summing(self) -> Float[Tensor, "r d"]:
-        """Matrix that takes coordinates to the representation."""
-        bases = self.encoded.bases
-        summing = bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1))
-        return summing.to(self.targets.device)
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """A solution: what the maps do to coordinates, and one shared map where there is one."""
-
-    blocks: Float[Tensor, "r e"]
-    bias: Float[Tensor, " e"]
-    shared: Float[Tensor, "d e"] | None = None
-    is_shared: bool = False
-    history: Sequence[float] = ()
-
-    def weights(self, problem: _Problem) -> Float[Tensor, "c d e"]:
-        shared = None if self.shared is None else self.shared.cpu()
-        if self.is_shared and shared is not None:
-            return shared[None].clone()
-        bases = problem.encoded.bases
-        elsewhere = None if shared is None else shared.expand(len(bases.vectors), -1, -1)
-        return bases.expand(self.blocks.cpu(), elsewhere)
-
-
-def _fitter(name: str) -> Callable[[_Problem, Settings], _Fitted]:
-    fitters: dict[str, Callable[[_Problem, Settings], _Fitted]] = {
-        "compalign": _compalign,
-        "cosine": _cosine,
-        "ridge": _ridge,
-        "shared": _shared,
-        "procrustes": _procrustes,
-    }
-    if name not in fitters:
-        raise DataError(f"{name!r} is no method of fitting maps; {close_matches(name, fitters)}")
-    return fitters[name]
-
-
-def _procrustes(problem: _Problem, settings: Settings) -> _Fitted:
-    """The isometry between centred representations and centred targets (Schönemann 1966)."""
-    summing = problem.summing()
-    z = torch.cat([rows @ summing for _, rows in problem.chunks(problem.fit)]).double()
-    y = problem.targets[problem.fit].double()
-    centred, offset = z - z.mean(0), y.mean(0)
-    left, singular, right = torch.linalg.svd(centred.T @ (y - offset), full_matrices=False)
-    rotation = left @ right
-    # The scale that fits best divides the bias instead of multiplying the isometry.
-    variance = centred.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
-    scale = (singular.sum() / variance).clamp_min(torch.finfo(torch.float64).eps)
-    bias = offset / scale - z.mean(0) @ rotation
-    shared = rotation.float()
-    return _Fitted(summing @ shared, bias.float(), shared, is_shared=True)
-
-
-def _shared(problem: _Problem, settings: Settings) -> _Fitted:
-    summing = problem.summing()
-    summed = Encoded(
-        np.concatenate(
-            [(rows @ summing).cpu().numpy() for _, rows in problem.chunks(_all(problem))]
-        ),
-        problem.encoded.bases,
-    )
-    fitted = _ridge(replace(problem, encoded=summed), settings)
-    return _Fitted(summing @ fitted.blocks, fitted.bias, fitted.blocks, is_shared=True)
-
-
-def _all(problem: _Problem) -> np.ndarray:
-    return np.arange(len(problem.encoded))
-
-
-def _ridge(problem: _Problem, settings: Settings) -> _Fitted:
-    """Least squares with the strength of the ridge chosen on held-out cosine.
-
-    The normal equations are summed over batches: over coordinates where these are fewer than the
-    images, else over images (the dual form, with the same solution). Where both are too many for
-    a matrix, the equations are solved by conjugate gradients.
-    """
-    images, width = len(problem.fit), problem.encoded.values.shape[1]
-    sums = torch.stack([rows.double().sum(0) for _, rows in problem.chunks(problem.fit)]).sum(0)
-    mean, offset = sums / images, problem.targets[problem.fit].mean(0)
-    form = _iterated if min(images, width) > MAX_SIDE else _dual if images < width else _primal
-    solve = form(problem, mean, offset)
-    best, cosine = None, -np.inf
-    for strength in reversed(STRENGTHS):
-        blocks = solve(strength)
-        bias = offset - mean.float() @ blocks
-        found = problem.cosine(problem.heldout, blocks, bias)
-        log.debug("ridge %g: held-out cosine %.4f", strength, found)
-        if found > cosine:
-            best, cosine = _Fitted(blocks, bias), found
-        elif form is _iterated:
-            break
-    assert best is not None
-    return best
-
-
-def _primal(
-    problem: _Problem, mean: Float[Tensor, " r"], offset: Float[Tensor, " e"]
-) -> Callable[[float], Float[Tensor, "r e"]]:
-    width = len(mean)
-    gram = mean.new_zeros(width, width)
-    cross = mean.new_zeros(width, len(offset))
-    for index, rows in problem.chunks(problem.fit):
-        centred = rows - mean.float()
-        gram += centred.T @ centred
-        cross += centred.T @ (problem.targets[index] - offset)
-    return lambda strength: _solve(gram, cross, strength).float()
-
-
-def _dual(
-    problem: _Problem, mean: Float[Tensor, " r"], offset: Float[Tensor, " e"]
-) -> Callable[[float], Float[Tensor, "r e"]]:
-    images, width = len(problem.fit), len(mean)
-    gram = mean.new_zeros(images, images)
-    strips = [slice(start, start + 4 * _CHUNK) for start in range(0, width, 4 * _CHUNK)]
-
-    def centred(columns: slice) -> Float[Tensor, "m s"]:
-        values = torch.from_numpy(problem.encoded.values[problem.fit, columns])
-        return values.to(mean.device) - mean[columns].float()
-
-    for columns in strips:
-        part = centred(columns)
-        gram += part @ part.T
-    wanted = (problem.targets[problem.fit] - offset).double()
-    # The ridge is relative to the mean variance of a coordinate in both forms.
-    factor = images / width
-
-    def solve(strength: float) -> Float[Tensor, "r e"]:
-        alpha = _solve(gram, wanted, strength * factor).float()
-        return torch.cat([centred(columns).T @ alpha for columns in strips])
-
-    return solve
-
-
-def _iterated(
-    problem: _Problem, mean: Float[Tensor, " r"], offset: Float[Tensor, " e"]
-) -> Callable[[float], Float[Tensor, "r e"]]:
-    """Conjugate gradients on the normal equations, started from the solution before."""
-    centre = mean.float()
-
-    def normal(vectors: Float[Tensor, "r e"]) -> Float[Tensor, "r e"]:
-        """`Zᵀ Z vectors` over the centred coordinates Z of the fit."""
-        total = torch.zeros_like(vectors)
-        for _, rows in problem.chunks(problem.fit):
-            centred = rows - centre
-            total += centred.T @ (centred @ vectors)
-        return total
-
-    right = centre.new_zeros(len(mean), len(offset))
-    squares = centre.new_zeros(())
-    for index, rows in problem.chunks(problem.fit):
-        right += (rows - centre).T @ (problem.targets[index] - offset)
-        squares += (rows - centre).square().sum()
-    before = torch.zeros_like(right)
-
-    def solve(strength: float) -> Float[Tensor, "r e"]:
-        nonlocal before
-        ridge = strength * squares / len(mean)
-        found = before.clone()
-        rest = right - normal(found) - ridge * found
-        step, size = rest.clone(), rest.square().sum(0)
-        for _ in range(MAX_STEPS):
-            if (size <= RESIDUAL**2 * right.square().sum(0)).all():
-                break
-            moved = normal(step) + ridge * step
-            length = size / (step * moved).sum(0).clamp_min(1e-30)
-            found += length * step
-            rest -= length * moved
-            size, previous = rest.square().sum(0), size
-            step = rest + size / previous.clamp_min(1e-30) * step
-        else:
-            log.warning("ridge %g: not converged after %d steps", strength, MAX_STEPS)
-        before = found
-        return found
-
-    return solve
-
-
-def _solve(
-    gram: Float[Tensor, "m m"], right: Float[Tensor, "m e"], strength: float
-) -> Float[Tensor, "m e"]:
-    """Solution of `(gram + strength · mean of its diagonal · I) x = right`."""
-    ridge = strength * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    damped = gram.clone()
-    damped.diagonal().add_(ridge)
-    return torch.cholesky_solve(right, torch.linalg.cholesky(damped))
-
-
-def _cosine(problem: _Problem, settings: Settings) -> _Fitted:
-    return _compalign(problem, replace(settings, orthogonality=0.0))
-
-
-def _compalign(problem: _Problem, settings: Settings) -> _Fitted:
-    """Descent on the published objective from a closed-form start; the best epoch is kept.
-
-    Objective (P2): `mean_n (1 - cos(f(z_n), y_n)) + λ/(C·e) Σ_c ‖W_cᵀW_c - I‖²`. Here `W_c` is the
-    map within the component's subspace, and the smaller of its two Gram matrices is compared with
-    the identity: where `W_c` has more columns than rows, `W_cᵀW_c` cannot reach the identity, and
-    `‖W_cᵀW_c - I‖²` exceeds `‖W_cW_cᵀ - I‖²` by a constant only. Outside the subspace, where no
-    image of the fit says anything, the map stays that of the start.
-    """
-    start = _procrustes(problem, settings)
-    shared = start.shared
-    if settings.initial == "ridge":
-        start = _ridge(problem, settings)
-    blocks, bias = start.blocks.clone(), start.bias.clone()
-    optimiser = torch.optim.Adam(
-        [blocks, bias], lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    generator = np.random.default_rng(settings.seed)
-    best = _Fitted(blocks.clone(), bias.clone(), shared)
-    history = [problem.cosine(problem.heldout, blocks, bias)]
-    for epoch in range(settings.max_epochs):
-        loss = _epoch(problem, settings, optimiser, generator, blocks, bias)
-        history.append(problem.cosine(problem.heldout, blocks, bias))
-        log.debug("epoch %d: loss %.4f, held-out cosine %.4f", epoch, loss, history[-1])
-        if history[-1] > max(history[:-1]):
-            best = _Fitted(blocks.clone(), bias.clone(), shared)
-        if len(history) - 1 - int(np.argmax(history)) >= settings.patience:
-            break
-    return replace(best, history=tuple(history))
-
-
-def _epoch(
-    problem: _Problem,
-    settings: Settings,
-    optimiser: torch.optim.Optimizer,
-    generator: np.random.Generator,
-    blocks: Float[Tensor, "r e"],
-    bias: Float[Tensor, " e"],
-) -> float:
-    """One pass over the images of the fit in random order; mean loss."""
-    order = generator.permutation(problem.fit)
-    losses = []
-    for begin in range(0, len(order), settings.batch_size):
-        index = np.sort(order[begin : begin + settings.batch_size])
-        rows = problem.rows(index)
-        loss, pull = cosine_loss(rows @ blocks + bias, problem.targets[index])
-        blocks.grad, bias.grad = rows.T @ pull, pull.sum(0)
-        if settings.orthogonality:
-            weight = settings.orthogonality / (len(problem.encoded.bases.vectors) * len(bias))
-            penalty = add_orthogonality_gradient(
-                blocks, problem.encoded.bases.groups, weight, blocks.grad
-            )
-            loss += weight * penalty
-        optimiser.step()
-        losses.append(loss)
-    return float(np.mean(losses))
-
-
-def cosine_loss(
-    images: Float[Tensor, "b e"], targets: Float[Tensor, "b e"]
-) -> tuple[float, Float[Tensor, "b e"]]:
-    """Mean of `1 - cos` to unit `targets`, and its gradient by `images`."""
-    length = images.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    pointing = images / length
-    cosine = (pointing * targets).sum(dim=1, keepdim=True)
-    gradient = (cosine * pointing - targets) / (length * len(images))
-    return float(1 - cosine.mean()), gradient
-
-
-def add_orthogonality_gradient(
-    blocks: Float[Tensor, "r e"],
-    groups: Sequence[tuple[int, int, int]],
-    weight: float,
-    gradient: Float[Tensor, "r e"],
-) -> float:
-    """Sum over components of the squared deviation of their maps from isometry.
-
-    Adds `weight` times its gradient by `blocks` to `gradient`. `groups` are runs of components of
-    equal rank, as `Bases.groups` gives them.
-    """
-    total, out = 0.0, blocks.shape[1]
-    for start, count, rank in groups:
-        rows = slice(start, start + count * rank)
-        maps = blocks[rows].view(count, rank, out)
-        wide = rank <= out
-        gram = maps @ maps.mT if wide else maps.mT @ maps
-        gram.diagonal(dim1=1, dim2=2).sub_(1.0)
-        total += float(gram.square().sum())
-        change = gram @ maps if wide else maps @ gram
-        gradient[rows].add_(change.reshape(count * rank, out), alpha=4.0 * weight)
-    return total
-
-
-# Metrics
-
-
-def _metrics(
-    problem: _Problem, fitted: _Fitted, method: str, chosen: bool, seconds: float
-) -> list[dict[str, Any]]:
-    rows = []
-    for split, index in (("train", problem.fit), ("heldout", problem.heldout)):
-        images = problem.images(index, fitted.blocks, fitted.bias)
-        rows.append(
-            {"method": method, "chosen": chosen, "split": split}
-            | _agreement(images, problem.targets[index])
-            | {"seconds": seconds}
-        )
-    return rows
-
-
-def _agreement(images: Float[Tensor, "m e"], targets: Float[Tensor, "m e"]) -> dict[str, Any]:
+def agreement(images: Float[Tensor, "m e"], targets: Float[Tensor, "m e"]) -> dict[str, Any]:
+    """Columns n, cosine and recall of table `map_metrics`, from unit vectors."""
     ranks = target_ranks(images, targets)
     return {
         "n": len(images),
@@ -657,7 +230,10 @@ def target_ranks(images: Float[Tensor, "m e"], targets: Float[Tensor, "m e"]) ->
     return torch.cat(ranks)
 
 
-def _check_targets(source: Source, targets: Tensor, heldout: np.ndarray) -> None:
+def check_targets(
+    source: Source, targets: Float[Tensor, "m e"], heldout: Bool[np.ndarray, " v"]
+) -> None:
+    """Raise one `DataError` unless every image has a finite target and both sides have images."""
     if len(targets) != source.n or len(heldout) != source.n:
         raise DataError(
             f"{source.n} images have {len(targets)} targets and {len(heldout)} entries that say "

@@ -39,7 +39,7 @@ def reconstruction_table(
     directions
         Name of a kind of directions (such as `texts`) to each component's, in their order.
     factors
-        Known factors of the images, which are told from the representation.
+        Known factors of the images, which are told from the representation; no rows without.
     replaced
         Name to the components that are replaced.
     counts
@@ -47,6 +47,9 @@ def reconstruction_table(
     seed
         Of the folds of the cross-validation.
     """
+    columns = ["replaced", "directions", "texts", "feature", "accuracy", "n"]
+    if not factors.names:
+        return pd.DataFrame(columns=columns)
     plans: list[tuple[str, str, int, Float[Tensor, "r e"]]] = []
     for name, members in replaced.items():
         plans.append((name, "texts", -1, found.blocks))
@@ -59,7 +62,6 @@ def reconstruction_table(
         for (name, kind, count, _), accuracies in zip(plans, right, strict=True)
         for feature, accuracy in zip(factors.names, accuracies.tolist(), strict=True)
     ]
-    columns = ["replaced", "directions", "texts", "feature", "accuracy", "n"]
     return pd.DataFrame(rows, columns=columns)
 
 

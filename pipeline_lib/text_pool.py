@@ -2,7 +2,7 @@
 
 A pool is a UTF-8 file with one text a line, `category<TAB>text`; lines that start with `#` are
 comments. `python -m pipeline_lib.text_pool` composes the pools that ship with the project from
-the word lists beside them.
+the word lists beside them. The names and definitions of ImageNet's classes are read from timm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import Any
 
 import yaml
 
+from pipeline_lib._torchvision import ensure_torchvision
 from pipeline_lib.artifacts import atomic_path
+from pipeline_lib.config import IMAGENET_POOLS
 from pipeline_lib.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -136,6 +138,46 @@ def raise_problems(where: str, problems: Sequence[str]) -> None:
         if len(problems) > _MAX_SHOWN:
             shown.append(f"… and {len(problems) - _MAX_SHOWN} more")
         raise DataError(f"{where}:\n  - " + "\n  - ".join(shown))
+
+
+def read_pools(sources: str | Path | Sequence[str | Path]) -> TextPool:
+    """One pool of several: files, or names in `IMAGENET_POOLS`.
+
+    A text that an earlier pool has already is left out.
+
+    Raises
+    ------
+    DataError
+        As `read_pool`.
+    """
+    if isinstance(sources, str | Path):
+        sources = [sources]
+    texts: dict[str, tuple[str, str]] = {}
+    for source in sources:
+        pool = imagenet_pool(str(source)) if str(source) in IMAGENET_POOLS else read_pool(source)
+        for category, text in zip(pool.categories, pool.texts, strict=True):
+            texts.setdefault(text.casefold(), (category, text))
+        log.info("%s: %d texts, %d in all", source, len(pool), len(texts))
+    categories, chosen = zip(*texts.values(), strict=True)
+    return TextPool(chosen, categories)
+
+
+def imagenet_pool(name: str) -> TextPool:
+    """Names (`imagenet:lemmas`) or definitions of ImageNet's classes, as timm carries them.
+
+    A name that two classes share stands once.
+    """
+    ensure_torchvision()
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    texts: dict[str, str] = {}
+    for label in info.label_names():
+        lemmas, _, definition = info.label_name_to_description(label, detailed=True).partition(": ")
+        for text in lemmas.split(", ") if name == IMAGENET_POOLS[0] else [definition]:
+            texts.setdefault(clean(text).casefold(), clean(text))
+    chosen = tuple(text for text in texts.values() if text)
+    return TextPool(chosen, (f"ImageNet {name.partition(':')[2]}",) * len(chosen))
 
 
 # Composing

@@ -244,7 +244,8 @@ def truth_table(
         orders = [images, *(generator.permutation(images) for _ in range(shuffles))]
         alike = clip_agreement(encoded, found, features, rankings, np.stack(orders))
         table["clip"] = alike[0].T.ravel()
-        table["clip_shuffled"] = list(alike[1:].transpose(2, 1, 0).reshape(-1, shuffles))
+        shuffled = alike[1:].transpose(2, 1, 0).reshape(-1, shuffles)
+        table["clip_shuffled"] = list(shuffled.astype(np.float32))
     return table
 
 

@@ -19,10 +19,10 @@ from pipeline_lib.features import (
     concept_embeddings,
     embeddings_of,
     encode_prompts,
-    label_targets,
     read_reference_texts,
     read_templates,
     text_table,
+    text_targets,
 )
 from pipeline_lib.text_pool import TextPool
 from pipeline_lib.world.factors import FACTORS
@@ -112,10 +112,22 @@ def test_parts_of_the_table() -> None:
 def test_targets_of_labels() -> None:
     table = text_table(hashed, concepts={}, pool=POOL, classes={"cat": "cat", "dog": "dog"})
     images = pd.DataFrame({"label": ["dog", "cat", "dog"]})
-    assert same(label_targets(table, images), unit(hashed(["dog", "cat", "dog"])))
+    got = text_targets(table, images, "label_text")
+    assert same(got, unit(hashed(["dog", "cat", "dog"])))
     with pytest.raises(DataError, match="1 images have no label") as caught:
-        label_targets(table, pd.DataFrame({"label": ["dog", None, "cow"]}))
+        text_targets(table, pd.DataFrame({"label": ["dog", None, "cow"]}), "label_text")
     assert "'cow' has no text embedding" in str(caught.value)
+
+
+def test_targets_of_captions_are_those_of_the_bare_captions() -> None:
+    said = ["a dog runs", "a cat sleeps", "a dog runs"]
+    templates = Templates(("a photo of {}",))
+    table = text_table(hashed, concepts={}, pool=POOL, captions=said, templates=templates)
+    assert (table["use"] == "caption").sum() == 2
+    got = text_targets(table, pd.DataFrame({"caption": said}), "caption_text")
+    assert same(got, unit(hashed(said)))
+    with pytest.raises(DataError, match="1 images have no caption"):
+        text_targets(table, pd.DataFrame({"caption": ["a dog runs", None]}), "caption_text")
 
 
 def test_imagenet_ids_are_encoded_by_their_first_lemma() -> None:

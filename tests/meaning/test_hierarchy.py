@@ -142,6 +142,6 @@ def test_finer_levels_explain_as_much_of_other_images() -> None:
     explained = rows.set_index(["level", "node"])["cumulative_heldout"]
     assert explained["representation", "representation"] < 0.8
     assert explained["block", "block 0"] > 0.95
-    assert explained["component", "b1/head0"] > 0.99
+    assert explained["component", "b1/head0"] > 0.95
     alone = hierarchy_table(described, TEXTS, CATEGORIES)
     assert alone["cumulative_heldout"].isna().all()

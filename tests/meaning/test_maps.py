@@ -10,14 +10,13 @@ import torch
 
 from pipeline_lib.coordinates import Bases, Source, encode
 from pipeline_lib.errors import ArtifactError, DataError
+from pipeline_lib.map_fits import Settings, add_orthogonality_gradient, cosine_loss, fit_maps
+from pipeline_lib.map_problem import Problem
+from pipeline_lib.map_ridge import STRENGTHS, ridge
 from pipeline_lib.maps import (
     Maps,
-    Settings,
-    add_orthogonality_gradient,
-    cosine_loss,
-    fit_maps,
+    applied_metrics,
     identity_maps,
-    identity_metrics,
     load_maps,
     save_maps,
     split_heldout,
@@ -61,7 +60,7 @@ def heldout_cosine(result) -> float:
     return float(result.metrics.query("chosen and split == 'heldout'")["cosine"].iloc[0])
 
 
-@pytest.mark.parametrize("method", ["compalign", "cosine", "ridge"])
+@pytest.mark.parametrize("method", ["compalign", "cosine", "ridge", "anchored"])
 @pytest.mark.parametrize(("width", "out"), [(16, 12), (12, 16)])
 def test_planted_maps_are_recovered(method: str, width: int, out: int) -> None:
     contributions, targets, _ = planted(width=width, out=out)
@@ -97,6 +96,43 @@ def test_separate_maps_beat_one_map_where_separate_ones_were_planted() -> None:
     assert shared < 0.8 < heldout_cosine(fit(contributions, targets, "ridge"))
 
 
+def test_anchored_ridge_falls_back_to_the_isometry_where_images_say_nothing() -> None:
+    """Few images: maps drawn to a common isometry beat maps drawn to zero, if there is one."""
+    contributions, _, maps = planted()
+    generator = torch.Generator().manual_seed(4)
+    targets = unit(contributions.sum(1) @ maps[0] + 0.5 * torch.randn(N, E, generator=generator))
+    few = np.arange(N) >= 40
+    source = Source.of_array(contributions)
+    anchored, ridged = (
+        heldout_cosine(fit_maps(source, targets, few, method=method))
+        for method in ("anchored", "ridge")
+    )
+    assert anchored > ridged + 0.02
+
+
+def test_ridge_with_an_anchor_by_scikit_learn() -> None:
+    from sklearn.linear_model import Ridge
+
+    contributions, targets, _ = planted(noise=1.0)
+    encoded = encode(Source.of_array(contributions), bases=Bases([None] * C, D))
+    problem = Problem(encoded, targets, np.flatnonzero(~HELDOUT), np.flatnonzero(HELDOUT))
+    anchor = torch.randn(C * D, E, generator=torch.Generator().manual_seed(6)) / 20
+    found = ridge(problem, anchor)
+    x = encoded.values.astype(float)
+    rest = targets.double().numpy() - x @ anchor.double().numpy()
+    inside, outside = ~HELDOUT, HELDOUT
+    spread = ((x[inside] - x[inside].mean(0)) ** 2).sum() / x.shape[1]
+    cosines = {}
+    for strength in STRENGTHS:
+        model = Ridge(alpha=strength * spread).fit(x[inside], rest[inside])
+        images = x[outside] @ anchor.double().numpy() + model.predict(x[outside])
+        images /= np.linalg.norm(images, axis=1, keepdims=True)
+        cosines[(images * targets.double().numpy()[outside]).sum(1).mean()] = model
+    best = cosines[max(cosines)]
+    np.testing.assert_allclose(found.blocks - anchor, best.coef_.T, atol=1e-4)
+    np.testing.assert_allclose(found.bias, best.intercept_, atol=1e-4)
+
+
 def test_procrustes_is_an_isometry() -> None:
     weights = fit(*planted()[:2], "procrustes").maps.weights[0]
     torch.testing.assert_close(weights.T @ weights, torch.eye(E), rtol=0, atol=1e-5)
@@ -111,8 +147,6 @@ def test_primal_and_dual_ridge_agree_with_scikit_learn() -> None:
         x, y = contributions.flatten(1).double().numpy(), targets.double().numpy()
         inside = ~images
         spread = ((x[inside] - x[inside].mean(0)) ** 2).sum() / x.shape[1]
-        from pipeline_lib.maps import STRENGTHS
-
         cosines = {}
         for strength in STRENGTHS:
             model = Ridge(alpha=strength * spread).fit(x[inside], y[inside])
@@ -212,11 +246,9 @@ def test_factored_and_full_coordinates_give_the_same_ridge() -> None:
     factored = encode(source)
     assert factored.values.shape[1] < full.values.shape[1]
     got = fit(contributions, targets, "ridge")
-    from pipeline_lib.maps import _Problem, _ridge
-
-    problem = _Problem(full, targets, np.flatnonzero(~HELDOUT), np.flatnonzero(HELDOUT))
+    problem = Problem(full, targets, np.flatnonzero(~HELDOUT), np.flatnonzero(HELDOUT))
     # The same absolute ridge: strength is relative to the mean variance over coordinates.
-    want = _ridge(problem, Settings())
+    want = ridge(problem)
     assert heldout_cosine(got) == pytest.approx(
         problem.cosine(problem.heldout, want.blocks, want.bias), abs=0.02
     )
@@ -275,7 +307,8 @@ def test_identity_refuses_another_width() -> None:
 
 def test_identity_metrics_of_a_models_own_embeddings_are_perfect() -> None:
     contributions = planted()[0]
-    metrics = identity_metrics(Source.of_array(contributions), contributions.sum(1), HELDOUT)
+    source = Source.of_array(contributions)
+    metrics = applied_metrics(identity_maps(D), source, contributions.sum(1), HELDOUT)
     assert list(metrics["method"]) == ["identity", "identity"]
     np.testing.assert_allclose(metrics[["cosine", "recall_at_1"]], 1.0, atol=1e-5)
 
@@ -293,6 +326,40 @@ def test_metrics_table_has_all_methods_and_one_choice() -> None:
     assert len(table) == 6
     assert set(table.query("chosen")["method"]) == {"ridge"}
     assert set(table["n"]) == {int(HELDOUT.sum()), int((~HELDOUT).sum())}
+
+
+def test_maps_fitted_elsewhere_are_measured_as_they_are(tmp_path) -> None:
+    """Exported, loaded, and applied to images that they were not fitted on: no refit."""
+    contributions, targets, _ = planted(width=12, out=12)
+    fitted = fit(contributions, targets, "compalign").maps
+    save_maps(fitted, tmp_path / "m.safetensors", tmp_path / "m.json")
+    fresh, aims, _ = planted(width=12, out=12, seed=9)
+    maps = load_maps(tmp_path / "m.safetensors")
+    metrics = applied_metrics(maps, Source.of_array(fresh), aims, HELDOUT)
+    assert metrics["cosine"].min() > 0.99
+    assert torch.equal(maps.weights, fitted.weights)
+    other = applied_metrics(maps, Source.of_array(fresh), aims.flip(0), HELDOUT)
+    assert other["cosine"].abs().max() < 0.2
+
+
+def test_maps_of_other_weights_are_refused() -> None:
+    maps = Maps("ridge", None, torch.zeros(E), {"weights": "abc"})
+    maps.check_model("abc")
+    for known in (maps, identity_maps(E)):
+        with pytest.raises(ArtifactError, match="give the maps of these very weights"):
+            known.check_model("abd")
+
+
+def test_random_start_reaches_what_procrustes_start_reaches() -> None:
+    contributions, targets, _ = planted(width=12, out=12)
+    assert heldout_cosine(fit(contributions, targets, "compalign", initial="random")) > 0.99
+
+
+def test_nan_in_a_dump_is_named() -> None:
+    contributions, targets, _ = planted()
+    contributions[17, 2, 5] = float("nan")
+    with pytest.raises(ArtifactError, match="component 2 of image 17"):
+        fit(contributions, targets, "ridge")
 
 
 # Recall
@@ -352,7 +419,7 @@ def test_unknown_method_names_the_closest() -> None:
 def test_ridge_by_conjugate_gradients_is_that_in_closed_form(monkeypatch) -> None:
     contributions, targets, _ = planted(noise=1.0)
     closed = fit(contributions, targets, "ridge")
-    monkeypatch.setattr("pipeline_lib.maps.MAX_SIDE", 10)
+    monkeypatch.setattr("pipeline_lib.map_ridge.MAX_SIDE", 10)
     iterated = fit(contributions, targets, "ridge")
     assert heldout_cosine(iterated) == pytest.approx(heldout_cosine(closed), abs=1e-4)
     difference = (iterated.maps.weights - closed.maps.weights).norm()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline_lib.config import IMAGENET_POOLS
 from pipeline_lib.errors import DataError
 from pipeline_lib.text_pool import (
     COMPOSED,
@@ -16,8 +17,10 @@ from pipeline_lib.text_pool import (
     articles,
     compose,
     compose_all,
+    imagenet_pool,
     main,
     read_pool,
+    read_pools,
 )
 from pipeline_lib.world.captions import all_words
 from pipeline_lib.world.factors import FACTORS
@@ -142,3 +145,32 @@ def test_empty_and_missing_pools_are_refused(tmp_path) -> None:
         read_pool(write(tmp_path, "# only a comment\n"))
     with pytest.raises(DataError, match="cannot be read: No such file"):
         read_pool(tmp_path / "absent.tsv")
+
+
+# Several pools, and what timm carries
+
+
+def test_several_files_make_one_pool_without_doubles(tmp_path) -> None:
+    first = write(tmp_path, "colour\ta red cup\nshape\ta ring\n")
+    second = tmp_path / "own.tsv"
+    second.write_text("own\tA Red Cup\nown\ta blue cup\n", "utf-8")
+    pool = read_pools([str(first), second])
+    assert pool.texts == ("a red cup", "a ring", "a blue cup")
+    assert pool.categories == ("colour", "shape", "own")
+    assert read_pools(str(first)) == read_pool(first)
+
+
+def test_names_and_definitions_of_imagenet_come_from_timm() -> None:
+    lemmas, definitions = (imagenet_pool(name) for name in IMAGENET_POOLS)
+    assert {"tench", "Tinca tinca"} <= set(lemmas.texts)
+    assert any(text.startswith("freshwater dace-like game fish") for text in definitions.texts)
+    assert 990 <= len(definitions) <= 1000 < len(lemmas)
+    assert set(lemmas.categories) == {"ImageNet lemmas"}
+    both = read_pools([*IMAGENET_POOLS, POOLS / "general.tsv"])
+    assert len(both) > 5000
+    assert len({text.casefold() for text in both.texts}) == len(both)
+
+
+def test_the_pool_of_the_repository_holds_no_definitions_of_others() -> None:
+    own = set(read_pool(POOLS / "general.tsv").texts)
+    assert not own & set(imagenet_pool("imagenet:definitions").texts)

@@ -1,6 +1,7 @@
 # Maps: linear maps from a model's contributions to its CLIP space. Reads the dump of one model and
-# the targets (image embeddings of the reference, or text embeddings of the labels); writes
+# the targets (image embeddings of the reference, or text embeddings of labels or captions); writes
 # maps/{model}.safetensors, .json and .metrics.parquet. The map of a CLIP model is the identity.
+# Maps of another run can be given; they are measured on this run's images and taken as they are.
 
 
 def maps_of(model):
@@ -23,8 +24,14 @@ def map_images(model):
 
 def map_texts(model):
     """Text embeddings that the maps of a model are fitted to, where they are."""
-    fitted = map_settings(model).get("target") == "label_text"
+    fitted = map_settings(model).get("target") in ("label_text", "caption_text")
     return texts_of(space_of(model)) if fitted else []
+
+
+def given_maps(model):
+    """Maps of another run that are taken as they are, where there are."""
+    folder = map_settings(model).get("given")
+    return [f"{folder}/{model}.safetensors", f"{folder}/{model}.json"] if folder else []
 
 
 rule maps:
@@ -33,6 +40,7 @@ rule maps:
         manifest=lambda wildcards: manifest_of(CONFIG.maps.dataset),
         images=lambda wildcards: map_images(wildcards.model),
         texts=lambda wildcards: map_texts(wildcards.model),
+        given=lambda wildcards: given_maps(wildcards.model),
     output:
         weights=f"{RESULTS}/maps/{{model}}.safetensors",
         manifest=f"{RESULTS}/maps/{{model}}.json",

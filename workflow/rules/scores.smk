@@ -1,8 +1,15 @@
-# Scores: how much of each feature every component carries, and the texts that explain it. Reads
-# the dump of one model on one data set, its maps and the text embeddings of its CLIP space; writes
-# scores/{model}/{dataset}.scores.parquet, .labels.parquet and .roles.parquet.
+# Scores: how much of each feature every component carries, the texts that explain it, and what is
+# known of it from the images' factors and from the reference CLIP's ranking. Reads the dump of one
+# model on one data set, its maps and the text embeddings of its CLIP space; writes
+# scores/{model}/{dataset}.{scores,labels,roles,hierarchy,truth,reconstruction}.parquet.
 
-SCORE_TABLES = ["scores", "labels", "roles"]
+SCORE_TABLES = ["scores", "labels", "roles", "hierarchy", "truth", "reconstruction"]
+
+
+def reconstruction_steps():
+    """Texts per head with which models are reconstructed."""
+    most = 2 * CONFIG.scores.texts_per_component
+    return [0, *(step for step in (1, 2, 5, 10, 20, 50, 100) if step < most), most]
 
 
 rule scores:
@@ -11,14 +18,21 @@ rule scores:
         manifest=lambda wildcards: manifest_of(wildcards.dataset),
         maps=lambda wildcards: maps_of(wildcards.model),
         texts=lambda wildcards: texts_of(space_of(wildcards.model)),
+        images=lambda wildcards: reference_images(wildcards.dataset),
+        reference=texts_of("reference") if CONFIG.reference is not None else [],
     output:
         scores=f"{RESULTS}/scores/{{model}}/{{dataset}}.scores.parquet",
         labels=f"{RESULTS}/scores/{{model}}/{{dataset}}.labels.parquet",
         roles=f"{RESULTS}/scores/{{model}}/{{dataset}}.roles.parquet",
+        hierarchy=f"{RESULTS}/scores/{{model}}/{{dataset}}.hierarchy.parquet",
+        truth=f"{RESULTS}/scores/{{model}}/{{dataset}}.truth.parquet",
+        reconstruction=f"{RESULTS}/scores/{{model}}/{{dataset}}.reconstruction.parquet",
     params:
         version=STAGE_VERSIONS["scores"],
         texts_per_component=lambda wildcards: CONFIG.scores.texts_per_component,
+        steps=lambda wildcards: reconstruction_steps(),
         draws=200,
+        shuffles=200,
         seed=CONFIG.seed,
     log:
         f"{RESULTS}/logs/scores/{{model}}/{{dataset}}.log",

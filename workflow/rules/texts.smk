@@ -34,7 +34,14 @@ def further_words():
 
 
 TEXT_FILES = ["embeddings", "names"]
-WORD_LISTS = [path for path in (CONFIG.templates, CONFIG.text_pool) if path is not None]
+POOLS = [CONFIG.text_pool] if isinstance(CONFIG.text_pool, str) else CONFIG.text_pool or []
+WORD_LISTS = [path for path in (CONFIG.templates, *POOLS) if path is not None]
+
+
+def captions():
+    """Manifest of the images whose captions maps are fitted to, where they are."""
+    fitted = CONFIG.maps is not None and CONFIG.maps.target == "caption_text"
+    return manifest_of(CONFIG.maps.dataset) if fitted else ""
 
 
 rule texts:
@@ -49,6 +56,7 @@ rule texts:
         concepts=CONFIG.concepts,
         words=further_words(),
         lists=WORD_LISTS,
+        captions=captions(),
     log:
         f"{RESULTS}/logs/texts/{{space}}.log",
     benchmark:

@@ -9,13 +9,12 @@ from _job import job, store_folder
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.coordinates import Source
 from pipeline_lib.dumps import open_dump, open_features
-from pipeline_lib.features import label_targets
+from pipeline_lib.features import text_targets
+from pipeline_lib.map_fits import MapFit, Settings, fit_maps
 from pipeline_lib.maps import (
-    MapFit,
-    Settings,
-    fit_maps,
+    applied_metrics,
     identity_maps,
-    identity_metrics,
+    load_maps,
     save_maps,
     split_heldout,
     without_test,
@@ -28,17 +27,22 @@ with job(snakemake) as config:
     positions = without_test(dump.manifest["split"])
     images = dump.manifest.iloc[positions]
     heldout = split_heldout(images["image_id"].tolist(), settings["heldout"], asked.seed)
-    precision = float(np.finfo(config.contributions.dtype).eps)
-    source = Source(dump.n, dump.contributions, precision=precision).at(positions)
+    source = Source(dump.n, dump.contributions, precision=dump.precision).at(positions)
     if settings["method"] == "identity":
-        own = torch.from_numpy(dump.representation(positions))
-        fit = MapFit(identity_maps(dump.width), identity_metrics(source, own, heldout))
+        targets = torch.from_numpy(dump.representation(positions))
+    elif settings["target"] == "image":
+        features = open_features(store_folder(snakemake.input.images), snakemake.input.manifest)
+        targets = torch.from_numpy(features.embeddings(positions))
     else:
-        if settings["target"] == "image":
-            features = open_features(store_folder(snakemake.input.images), snakemake.input.manifest)
-            targets = torch.from_numpy(features.embeddings(positions))
-        else:
-            targets = label_targets(read_table("text_features", snakemake.input.texts), images)
+        texts = read_table("text_features", snakemake.input.texts)
+        targets = text_targets(texts, images, settings["target"])
+    if settings["method"] == "identity" or snakemake.input.given:
+        maps = identity_maps(dump.width)
+        if snakemake.input.given:
+            maps = load_maps(*snakemake.input.given)
+            maps.check_model(dump.attributes["weight_hash"])
+        fit = MapFit(maps, applied_metrics(maps, source, targets, heldout))
+    else:
         names = {field.name for field in dataclasses.fields(Settings)}
         fit = fit_maps(
             source,
@@ -61,6 +65,8 @@ with job(snakemake) as config:
         "images": int(np.sum(~heldout)),
         "metrics": metrics.drop(columns=["model", "dataset"]).to_dict("records"),
     }
+    if snakemake.input.given:
+        facts["fitted"] = dict(fit.maps.facts)
     maps = dataclasses.replace(fit.maps, facts=facts)
     save_maps(maps, snakemake.output.weights, snakemake.output.manifest)
     write_table("map_metrics", metrics, snakemake.output.metrics, {"settings": settings})

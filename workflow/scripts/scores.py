@@ -1,32 +1,35 @@
-"""Scores, text labels and roles of the components of one model on one data set (rule scores)."""
+"""Scores, labels, roles and truths of one model's components on one data set (rule scores)."""
 
 import numpy as np
 from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.coordinates import Source, encode
-from pipeline_lib.dumps import open_dump
+from pipeline_lib.dumps import open_dump, open_features
 from pipeline_lib.features import concept_embeddings, embeddings_of
+from pipeline_lib.hierarchy import describe, hierarchy_table, part_moments
 from pipeline_lib.maps import load_maps, without_test
+from pipeline_lib.reconstruction import bounds, reconstruction_table
 from pipeline_lib.roles import role_table
 from pipeline_lib.scores import moments, score_components, with_components
 from pipeline_lib.significance import add_statistics
 from pipeline_lib.textspan import label_components, label_table, random_pool
+from pipeline_lib.truths import Factors, truth_table
 
 with job(snakemake) as config:
     names = {"model": snakemake.wildcards.model, "dataset": snakemake.wildcards.dataset}
     count, draws = snakemake.params.texts_per_component, snakemake.params.draws
-    seed = snakemake.params.seed
+    steps, seed = snakemake.params.steps, snakemake.params.seed
     dump = open_dump(store_folder(snakemake.input.store), snakemake.input.manifest)
-    precision = float(np.finfo(config.contributions.dtype).eps)
-    source = Source(dump.n, dump.contributions, precision=precision)
+    source = Source(dump.n, dump.contributions, precision=dump.precision)
     positions = without_test(dump.manifest["split"])
     held = np.setdiff1d(np.arange(dump.n), positions)
     maps = load_maps(*snakemake.input.maps)
     texts = read_table("text_features", snakemake.input.texts)
     encoded = encode(source.at(positions))
     found = moments(encoded, maps)
-    fresh = moments(encode(source.at(held), bases=encoded.bases), maps) if len(held) > 1 else None
+    other = encode(source.at(held), bases=encoded.bases) if len(held) > 1 else None
+    fresh = None if other is None else moments(other, maps)
     facts = {"images": found.n, "texts_per_component": count, "draws": draws, "seed": seed}
 
     features = concept_embeddings(texts)
@@ -38,16 +41,47 @@ with job(snakemake) as config:
     pool = texts[texts["use"] == "pool"]
     embeddings, categories = embeddings_of(texts, "pool"), pool["feature"].tolist()
     vectors = random_pool(*embeddings.shape, seed=seed)
-    random = label_components(found, vectors, count=count, min_gain=0.0)
+    most = min(steps[-1], len(pool))
+    random = label_components(found, vectors, count=most, min_gain=0.0)
+    chosen = label_components(found, embeddings, count=count)
+    words, known = pool["text"].tolist(), dump.components
     labels = label_table(
-        found,
-        label_components(found, embeddings, count=count),
-        pool["text"].tolist(),
-        categories,
-        dump.components,
-        random=random,
-        heldout=fresh,
+        found, chosen, words, categories, known, random=random, heldout=fresh
     ).assign(**names)
     write_table("labels", labels, snakemake.output.labels, facts)
     roles = role_table(labels, found, categories, draws=draws, seed=seed)
     write_table("roles", roles.assign(**names), snakemake.output.roles, facts)
+
+    parts = describe(encoded, found, dump.components, embeddings, chosen, count=count)
+    others = None
+    if other is not None and fresh is not None:
+        coarse = [one.part for one in parts if one.part.level != "component"]
+        others = {"components": fresh, "parts": part_moments(other, fresh, coarse)}
+    hierarchy = hierarchy_table(parts, words, categories, others).assign(**names)
+    write_table("hierarchy", hierarchy, snakemake.output.hierarchy, facts)
+
+    images = dump.manifest.iloc[positions]
+    factors = Factors.of(images, [name for name in features if name in images])
+    rankings = {}
+    if snakemake.input.images:
+        clip = open_features(store_folder(snakemake.input.images), snakemake.input.manifest)
+        seen = clip.embeddings(positions)
+        described = concept_embeddings(read_table("text_features", snakemake.input.reference))
+        rankings = {name: seen @ rows.numpy().T for name, rows in described.items()}
+    asked = {"shuffles": snakemake.params.shuffles, "seed": seed}
+    truth = truth_table(encoded, found, features, factors=factors, rankings=rankings, **asked)
+    truth = with_components(truth, dump.components).assign(**names)
+    write_table("truth", truth, snakemake.output.truth, facts | asked)
+
+    kinds = dump.components["kind"]
+    longer = label_components(found, embeddings, count=most, min_gain=0.0)
+    directions = {
+        name: [label.directions for label in each]
+        for name, each in {"texts": longer, "random": random}.items()
+    }
+    directions["pca"] = bounds(found, steps[-1])
+    replaced = {"heads": kinds.index[kinds == "head"], "all": kinds.index[kinds != "bias"]}
+    rebuilt = reconstruction_table(
+        encoded, found, directions, factors, replaced=replaced, counts=steps, seed=seed
+    ).assign(**names)
+    write_table("reconstruction", rebuilt, snakemake.output.reconstruction, facts)

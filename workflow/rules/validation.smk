@@ -1,0 +1,54 @@
+# Validation: the scores of all models held against what is known of their components. Reads tables
+# only; writes validation/{dataset}.parquet (how well each score follows each truth) and
+# validation/{dataset}.confirmed.parquet (whether the first component of each factor is among the
+# best by both truths). `snakemake validation_page` writes docs/validation.md from them.
+
+
+def score_tables(kind, dataset):
+    """One kind of table of the rule `scores`, of every model."""
+    return [f"{RESULTS}/scores/{model}/{dataset}.{kind}.parquet" for model in CONFIG.models]
+
+
+rule validation:
+    input:
+        scores=lambda wildcards: score_tables("scores", wildcards.dataset),
+        truths=lambda wildcards: score_tables("truth", wildcards.dataset),
+    output:
+        table=f"{RESULTS}/validation/{{dataset}}.parquet",
+        confirmed=f"{RESULTS}/validation/{{dataset}}.confirmed.parquet",
+    params:
+        version=STAGE_VERSIONS["validation"],
+        draws=200,
+        seed=CONFIG.seed,
+    log:
+        f"{RESULTS}/logs/validation/{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/validation/{{dataset}}.tsv"
+    threads: 1
+    script:
+        "../scripts/validation.py"
+
+
+def all_validations():
+    """Tables of the validation, where there are scores."""
+    if CONFIG.scores is None:
+        return []
+    kinds = ("", ".confirmed")
+    return [f"{RESULTS}/validation/{CONFIG.scores.dataset}{kind}.parquet" for kind in kinds]
+
+
+rule validation_page:
+    input:
+        tables=all_validations(),
+        maps=all_maps(),
+        labels=lambda w: score_tables("labels", CONFIG.scores.dataset),
+        reconstruction=lambda w: score_tables("reconstruction", CONFIG.scores.dataset),
+    output:
+        page="docs/validation.md",
+    log:
+        f"{RESULTS}/logs/validation_page.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/validation_page.tsv"
+    threads: 1
+    script:
+        "../scripts/validation_page.py"
