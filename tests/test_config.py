@@ -190,6 +190,8 @@ def test_missing_paths_are_all_named_and_can_be_left_unchecked() -> None:
         "text_pool: /absent/photos/pool.tsv does not exist",
         "datasets.own.path: /absent/photos/images does not exist",
     ]
+    several = raw | {"text_pool": ["imagenet:lemmas", "imagenet:lemas"], "maps": None}
+    assert "text_pool: imagenet:lemas does not exist" in problems(several)
     config = load_config(raw, check_files=False)
     assert image_root(config, "own") == Path("/absent/photos/images")
     assert image_root(config, "world") == Path("results/try/world/world")
