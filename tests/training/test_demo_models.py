@@ -114,3 +114,11 @@ def test_the_vocabulary_encodes_any_word(name):
     assert (strange == end).sum() == 1
     spelled = strange[1 : strange.tolist().index(end)]
     assert tokenizer.decode(spelled.tolist()).strip() == "zebra xylophone"
+
+
+def test_the_rule_waits_for_the_models_that_others_start_from():
+    rules = (MODELS.parents[1] / "workflow" / "rules" / "train_demo_models.smk").read_text()
+    started = sorted(name for name, recipe in RECIPES.items() if getattr(recipe, "start", ""))
+    listed = ", ".join(f'"{name}"' for name in started)
+    assert f"STARTED_FROM_DEIT = [{listed}]" in rules
+    assert {RECIPES[name].start for name in started} == {"deit"}

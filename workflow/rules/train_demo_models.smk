@@ -3,9 +3,10 @@
 # Not part of the pipeline's default target: the trained weights are committed. Run it with
 #     snakemake train_demo_models --forcerun train_demo_model
 # Needs nothing but this repository: the pictures are rendered from a seed. The rendered training
-# pictures (0.7 GB) are kept in results/demo-pools and can be deleted afterwards.
+# pictures (1.2 GB) are kept in results/demo-pools and can be deleted afterwards.
 
 DEMO_MODELS = ["clip-reference", "clip-small", "deit", "dino", "dinov2", "swin", "maxvit"]
+STARTED_FROM_DEIT = ["clip-reference", "clip-small", "dino", "dinov2"]
 DEMO_MODEL_FOLDER = "resources/models"
 
 
@@ -28,10 +29,9 @@ rule render_demo_pools:
 rule train_demo_model:
     input:
         pools=ancient("results/demo-pools/rendered"),
-        # the image towers of the CLIPs start from the supervised model
         start=lambda wildcards: (
             ancient(f"{DEMO_MODEL_FOLDER}/deit/metrics.json")
-            if wildcards.name.startswith("clip")
+            if wildcards.name in STARTED_FROM_DEIT
             else []
         ),
     output:
