@@ -19,7 +19,7 @@ LAYERS = (
     {"_torchvision", "images", "device", "gpu_claim", "text_pool", "coordinates"},
     {
         "decomposition", "maps", "map_problem", "map_ridge", "map_fits", "scores", "streamed", "textspan",
-        "significance", "roles", "truths", "validation", "comparison", "hierarchy", "reconstruction",
+        "significance", "roles", "truths", "validation", "validation_page", "comparison", "hierarchy", "reconstruction",
         "passes", "classify", "ablation", "ablation_plan", "retrieval", "heatmaps", "segmentation",
         "segmentation_counts", "baseline_maps", "token_recipes",
         "spurious",

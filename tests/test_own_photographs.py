@@ -15,8 +15,8 @@ from pipeline_lib.dumps import open_dump
 
 
 def shard_times(folder: Path) -> dict[str, int]:
-    objects = (folder / "results/own/contributions/vit/photos.zarr/contributions/c").glob("*/0/0")
-    return {path.parts[-3]: path.stat().st_mtime_ns for path in objects}
+    objects = (folder / "results/own/contributions/vit/photos.zarr/coordinates/c").glob("*/0")
+    return {path.parts[-2]: path.stat().st_mtime_ns for path in objects}
 
 
 def dump(folder: Path) -> set[str]:

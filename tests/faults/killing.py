@@ -1,0 +1,125 @@
+"""Interrupted runs: a run killed at a moment, resumed, and compared with one left in peace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from running import ROOT
+
+STORE = Path("results/own/contributions/vit/photos.zarr")
+
+
+@dataclass(frozen=True)
+class Try:
+    """What came of one interruption."""
+
+    target: str  # what was killed: snakemake, or the job that was running
+    seconds: float  # when, after the start
+    stage: str  # rule that was running
+    repeated: int  # dump jobs of shards that had been complete
+    lost: int  # files that the resumed run lacks
+    wrong: int  # files whose bytes differ
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    """Snakemake on the dumps of a folder, in a process group of its own."""
+    command = [sys.executable, "-m", "snakemake", "dumps", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--configfile", "config.yaml", "--directory", str(folder), "--cores", "1"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with (folder / "output.txt").open("w") as output:  # no pipe: an orphan would hold it open
+        return subprocess.Popen(
+            [*command, *more], cwd=folder, env={**os.environ, "PATH": path}, text=True,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def finish(folder: Path, *more: str) -> str:
+    """Run to the end, unlocking first as the message of a locked folder says; gives the output."""
+    start(folder, "--unlock").wait()
+    run = start(folder, *more)
+    run.wait()
+    output = (folder / "output.txt").read_text()
+    if run.returncode:
+        raise AssertionError(f"the resumed run failed:\n{output[-4000:]}")
+    return output
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of the dump by its name."""
+    store = folder / STORE
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file()
+    }
+
+
+def complete_shards(folder: Path) -> set[int]:
+    """Shards whose job had ended well: their record is the last file that a job writes."""
+    records = (folder / STORE).parent / "photos.shards"
+    return {int(path.stem) for path in records.glob("*.parquet")}
+
+
+def jobs_of(pid: int) -> list[int]:
+    """Processes that run the script of a rule, below a process."""
+    return [p for p in below(pid) if ".snakemake/scripts/" in _command(p)]
+
+
+def below(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, task.read_text().split()):
+                found += [child, *below(child)]
+    return found
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
+
+
+def running_rule(pid: int) -> str:
+    """Rule whose script runs below a process; '' between jobs."""
+    names = [re.search(r"\.(\w+)\.py", _command(p)) for p in jobs_of(pid)]
+    return next((name.group(1) for name in names if name), "")
+
+
+def interrupt(folder: Path, target: str, seconds: float, truth: dict[str, bytes]) -> Try:
+    """Kill a run after some seconds, resume it, and compare with the truth.
+
+    Parameters
+    ----------
+    target
+        `snakemake`: it and all it started, as a power cut does; `alone`: only Snakemake itself, so
+        that the job goes on as an orphan; `job`: only the job that runs.
+    """
+    run = start(folder)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and run.poll() is None:
+        time.sleep(0.01)
+    stage = running_rule(run.pid)
+    done = complete_shards(folder)
+    if target == "job":
+        victims = jobs_of(run.pid)
+    else:
+        victims = [run.pid] if target == "alone" else [run.pid, *below(run.pid)]
+    for victim in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+    run.wait()
+    output = finish(folder)
+    again = {int(n) for n in re.findall(r"rule contributions:.*?shard=(\d+)", output, re.DOTALL)}
+    found = content(folder)
+    wrong = sum(found[name] != truth[name] for name in truth if name in found)
+    lost = len(set(truth) - set(found))
+    return Try(target, round(seconds, 2), stage, len(done & again), lost, wrong)
