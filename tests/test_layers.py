@@ -18,8 +18,9 @@ LAYERS = (
     {"errors", "provenance", "artifacts", "artifact_reference", "config", "config_reference"},
     {"_torchvision", "images", "device", "gpu_claim", "text_pool", "coordinates"},
     {
-        "decomposition", "maps", "map_problem", "map_ridge", "map_fits", "scores", "streamed", "textspan",
-        "significance", "roles", "truths", "validation", "validation_page", "comparison", "hierarchy", "reconstruction",
+        "decomposition", "maps", "map_problem", "map_ridge", "map_fits", "scores", "streamed",
+        "textspan", "significance", "roles", "truths", "validation", "validation_page",
+        "comparison", "hierarchy", "reconstruction",
         "passes", "classify", "ablation", "ablation_plan", "retrieval", "heatmaps", "segmentation",
         "segmentation_counts", "baseline_maps", "token_recipes",
         "spurious",

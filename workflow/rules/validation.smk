@@ -37,14 +37,24 @@ def all_validations():
     return [f"{RESULTS}/validation/{CONFIG.scores.dataset}{kind}.parquet" for kind in kinds]
 
 
+def page_tables():
+    """Tables of docs/validation.md: declared name to files."""
+    dataset = CONFIG.scores.dataset
+    return {
+        "validation": [f"{RESULTS}/validation/{dataset}.parquet"],
+        "confirmed": [f"{RESULTS}/validation/{dataset}.confirmed.parquet"],
+        "map_metrics": all_maps(),
+        **{kind: score_tables(kind, dataset) for kind in ("truth", "labels", "reconstruction")},
+    }
+
+
 rule validation_page:
     input:
-        tables=all_validations(),
-        maps=all_maps(),
-        labels=lambda w: score_tables("labels", CONFIG.scores.dataset),
-        reconstruction=lambda w: score_tables("reconstruction", CONFIG.scores.dataset),
+        tables=lambda wildcards: sum(page_tables().values(), []),
     output:
         page="docs/validation.md",
+    params:
+        tables=lambda wildcards: page_tables(),
     log:
         f"{RESULTS}/logs/validation_page.log",
     benchmark:

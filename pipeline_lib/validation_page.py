@@ -1,0 +1,213 @@
+"""The page docs/validation.md, from the tables of a run: what was held against the truth, and how.
+
+Every number stands in a table of the run; nothing is left out for being bad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from pipeline_lib.validation import DECILE, SCORES
+
+#: Factors that name what is in a picture; the others name where, how large and how many.
+MAIN = ("colour", "shape", "texture", "scene")
+_SCORE_NAMES = ("score", "score, published form", "variance explained", "dealt at random")
+
+
+def validation_page(tables: Mapping[str, pd.DataFrame], made: Mapping[str, str]) -> str:
+    """The page as Markdown.
+
+    Parameters
+    ----------
+    tables
+        Tables confirmed, validation, truth, map_metrics, labels and reconstruction of all models.
+    made
+        Command, date, machine, and name of the run.
+    """
+    images = int(tables["validation"]["n"].max())
+    parts = [
+        "# Validation",
+        f"Made by `{made['command']}` on {made['date']} ({made['machine']}) from the run "
+        f"`{made['run']}`: {images} images, those of split `test` left out except where it says "
+        "*held out*. The truths are in the table `truth`, their meaning in `docs/artifacts.md`: "
+        "*decodability*, how well a linear reader tells the factor from the component alone (R² on "
+        "images it was not fitted on); *ablation loss*, the accuracy that a linear reader of the "
+        "whole representation loses when the component is replaced by its mean; *margin loss*, the "
+        "same for its margin; *clip*, Spearman correlation over images of what the component and "
+        "the reference CLIP say of the feature's words.",
+        _confirmed(tables["confirmed"]),
+        _agreement(tables["validation"]),
+        _by_factor(tables["validation"]),
+        _control(tables["validation"], tables["truth"]),
+        _maps(tables["map_metrics"]),
+        _labels(tables["labels"]),
+        _reconstruction(tables["reconstruction"]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _confirmed(table: pd.DataFrame) -> str:
+    if table.empty:
+        return ""
+    rows = []
+    for row in table.to_dict("records"):
+        cells = [row["model"], row["feature"], f"`{row['top']}`", f"{row['score']:.2f}"]
+        for truth in ("decodability", "ablation_loss"):
+            place = 1 + round((1 - row[f"{truth}_percentile"]) * row["components"])
+            cells.append(f"{row[f'{truth}_value']:.3f} ({place} of {row['components']})")
+        rows.append([*cells, "yes" if row["confirmed"] else "**no**"])
+    main = table[table["feature"].isin(MAIN)]
+    whole = main.groupby("model", sort=False)["confirmed"].agg(["sum", "size"])
+    all_four = [str(model) for model, row in whole.iterrows() if row["sum"] == row["size"]]
+    text = (
+        "## Is the component that a score names first the right one?\n\n"
+        "For each known factor the component with the highest score, its value in the two truths "
+        "and its place in them among the components that vary. Confirmed: in both, fewer than "
+        f"{1 - DECILE:.0%} of the components are above it, and the median component is below it. "
+        f"Of colour, shape, texture and scene {int(main['confirmed'].sum())} of {len(main)} are "
+        f"confirmed; all of them in {', '.join(all_four) or 'no model'}.\n\n"
+    )
+    head = ["model", "factor", "first component", "score", "decodability", "ablation loss"]
+    return text + _table([*head, "confirmed"], rows)
+
+
+def _agreement(table: pd.DataFrame) -> str:
+    text = (
+        "## How well does a score's ranking follow the truths?\n\n"
+        "Spearman correlation *between* components (for each factor the components are ranked; "
+        "mean over factors, interval by drawing factors) and *within* components (for each "
+        "component its factors are ranked; mean over components, interval by drawing components). "
+        "Scores dealt to the components at random stand beside.\n\n"
+    )
+    rows = []
+    means = table[table["feature"] == ""]
+    for (model, truth, across), part in means.groupby(["model", "truth", "across"], sort=False):
+        if truth == "clip_shuffled":
+            continue
+        found = part.set_index("score")
+        cells = [_interval(found.loc[name]) for name in SCORES]
+        rows.append([model, truth, "between" if across == "components" else "within", *cells])
+    return text + _table(["model", "truth", "components", *_SCORE_NAMES], rows)
+
+
+def _interval(row: pd.Series) -> str:
+    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def _by_factor(table: pd.DataFrame) -> str:
+    chosen = table[(table["score"] == "score") & (table["across"] == "components")]
+    chosen = chosen[(chosen["feature"] != "") & (chosen["truth"] != "clip_shuffled")]
+    features = list(dict.fromkeys(chosen["feature"]))
+    rows = []
+    for (model, truth), part in chosen.groupby(["model", "truth"], sort=False):
+        found = part.set_index("feature")["value"]
+        rows.append(
+            [model, truth, *(f"{found[name]:.2f}" if name in found else "" for name in features)]
+        )
+    text = (
+        "### Factor by factor\n\n"
+        "The default score against each truth, between components. Factors that the models hardly "
+        "carry (their decodability is near 0 in every component) cannot agree with anything.\n\n"
+    )
+    return text + _table(["model", "truth", *features], rows)
+
+
+def _control(table: pd.DataFrame, truths: pd.DataFrame) -> str:
+    chosen = table[(table["truth"] == "clip_shuffled") & (table["score"] == "score")]
+    if chosen.empty:
+        return ""
+    rows = []
+    for model, part in chosen.groupby("model", sort=False):
+        draws = np.stack(truths.loc[truths["model"] == model, "clip_shuffled"].dropna().tolist())
+        over = part[part["feature"] == ""].set_index("across")
+        cells = [
+            _interval(over.loc[name]) if name in over.index else ""
+            for name in ("components", "features")
+        ]
+        rows.append(
+            [
+                model,
+                *cells,
+                f"{np.abs(draws.mean(axis=1)).max():.3f}",
+                f"{np.abs(draws).mean():.3f}",
+                f"{np.mean(np.abs(draws) < 0.05):.1%}",
+            ]
+        )
+    text = (
+        "## Control: shuffled images\n\n"
+        f"The same with CLIP's images in {draws.shape[1]} random orders, which must give nothing. "
+        "The last columns are the correlations over images themselves: the largest mean over the "
+        "orders of any component and feature, their mean size in a single order, and the share "
+        "below 0.05 in a single order.\n\n"
+    )
+    head = ["model", "between components", "within components", "largest mean ρ", "mean size of ρ"]
+    return text + _table([*head, "below 0.05"], rows)
+
+
+def _maps(table: pd.DataFrame) -> str:
+    rows = [
+        [row["model"], row["method"], "chosen" if row["chosen"] else "", row["n"]]
+        + [f"{row[name]:.3f}" for name in ("cosine", "recall_at_1", "recall_at_5")]
+        + [f"{row['seconds']:.1f}"]
+        for row in table[table["split"] == "heldout"].to_dict("records")
+    ]
+    text = (
+        "## Maps to CLIP space\n\n"
+        "On the images held out of the fit. `docs/maps.md` has all methods with the truths.\n\n"
+    )
+    head = ["model", "method", "", "images", "cosine", "recall@1", "recall@5", "seconds"]
+    return text + _table(head, rows)
+
+
+def _labels(table: pd.DataFrame) -> str:
+    columns = ["cumulative", "cumulative_heldout", "cumulative_random", "cumulative_pca"]
+    rows = []
+    for model, part in table.groupby("model", sort=False):
+        last = part.sort_values("rank").groupby("component").tail(1)
+        weight = last["strength"].clip(lower=0)
+        means = [float((last[name] * weight).sum() / weight.sum()) for name in columns]
+        texts = float((1 + last["rank"]).mean())
+        rows.append([model, len(last), f"{texts:.1f}", *(f"{value:.2f}" for value in means)])
+    text = (
+        "## Text labels\n\n"
+        "Share of a component's variance that its texts explain, mean over components weighted by "
+        "their share of the representation; beside it the same on held-out images (split `test`), "
+        "for as many random vectors chosen in the same way, and for as many principal components, "
+        "which nothing can surpass.\n\n"
+    )
+    head = ["model", "components", "texts each", "explained", "held out", "random", "principal"]
+    return text + _table(head, rows)
+
+
+def _reconstruction(table: pd.DataFrame) -> str:
+    if table.empty:
+        return ""
+    chosen = table[table["feature"].isin(MAIN)]
+    steps = sorted(set(chosen["texts"]) - {-1})
+    means = chosen.groupby(["model", "replaced", "directions", "texts"], sort=False)[
+        "accuracy"
+    ].mean()
+    rows = []
+    for model, replaced in dict.fromkeys((m, r) for m, r, _, _ in means.index):
+        whole = means[model, replaced, "texts", -1]
+        for kind in ("texts", "random", "pca"):
+            cells = [f"{means[model, replaced, kind, step]:.3f}" for step in steps]
+            rows.append([model, replaced, kind, *cells, f"{whole:.3f}"])
+    text = (
+        "## Accuracy with components replaced by their texts\n\n"
+        "Mean accuracy over colour, shape, texture and scene of a linear reader of the mapped "
+        "representation (on images it was not fitted on) when every head, or every component, is "
+        "replaced by its mean plus its projection to the directions of its first texts; the same "
+        "for random vectors chosen in the same way and for principal components. Last column: "
+        "nothing replaced.\n\n"
+    )
+    head = ["model", "replaced", "directions", *(f"{step} a component" for step in steps), "whole"]
+    return text + _table(head, rows)

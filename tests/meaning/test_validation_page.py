@@ -1,0 +1,71 @@
+"""The page of the validation says what the tables say, the bad with the good."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pipeline_lib.validation_page import validation_page
+
+MADE = {"command": "make it", "date": "2026-01-02", "machine": "a machine", "run": "try"}
+
+
+def confirmed() -> pd.DataFrame:
+    rows = [("clip", "colour", 1.0, 1.0, True), ("deit", "colour", 1.0, 0.6, False)]
+    columns = ["model", "feature", "decodability_percentile", "ablation_loss_percentile"]
+    table = pd.DataFrame(rows, columns=[*columns, "confirmed"])
+    return table.assign(
+        top="b1/head0", score=0.5, components=20, decodability_value=0.75, ablation_loss_value=0.2
+    )
+
+
+def validation() -> pd.DataFrame:
+    rows = [
+        (model, truth, "components", feature, score, 0.25 if score == "score" else 0.0)
+        for model in ("clip", "deit")
+        for truth in ("decodability", "clip_shuffled")
+        for feature in ("colour", "")
+        for score in ("score", "score_published", "variance_explained", "random")
+    ]
+    columns = ["model", "truth", "across", "feature", "score", "value"]
+    return pd.DataFrame(rows, columns=columns).assign(low=-0.5, high=0.5, n=123)
+
+
+def tables() -> dict[str, pd.DataFrame]:
+    shuffled = {"clip_shuffled": [[0.01, -0.08]] * 2, "model": ["clip", "deit"]}
+    metrics = {"model": "deit", "method": "ridge", "chosen": True, "split": "heldout", "n": 9}
+    label = {"model": "deit", "component": 0, "rank": 0, "strength": 1.0, "cumulative": 0.4}
+    label |= {"cumulative_heldout": 0.3, "cumulative_random": 0.2, "cumulative_pca": 0.6}
+    rebuilt = [("texts", -1, 0.9), ("texts", 1, 0.7), ("random", 1, 0.5), ("pca", 1, 0.8)]
+    return {
+        "confirmed": confirmed(),
+        "validation": validation(),
+        "truth": pd.DataFrame(shuffled),
+        "map_metrics": pd.DataFrame([metrics]).assign(
+            cosine=0.8, recall_at_1=0.5, recall_at_5=0.7, seconds=1.0
+        ),
+        "labels": pd.DataFrame([label, label | {"component": 1, "strength": 0.0}]),
+        "reconstruction": pd.DataFrame(rebuilt, columns=["directions", "texts", "accuracy"]).assign(
+            model="deit", replaced="heads", feature="colour"
+        ),
+    }
+
+
+def test_good_and_bad_results_are_on_the_page() -> None:
+    page = validation_page(tables(), MADE)
+    assert "Made by `make it` on 2026-01-02 (a machine) from the run `try`: 123 images" in page
+    assert "1 of 2 are confirmed; all of them in clip." in page
+    assert "| clip | colour | `b1/head0` | 0.50 | 0.750 (1 of 20) | 0.200 (1 of 20) | yes |" in page
+    assert "| 0.750 (1 of 20) | 0.200 (9 of 20) | **no** |" in page
+    assert "| deit | decodability | between | 0.25 [-0.50, 0.50] | 0.00 [-0.50, 0.50] |" in page
+    assert "| 0.25 [-0.50, 0.50] |  | 0.035 | 0.045 | 50.0% |" in page
+    assert "| deit | ridge | chosen | 9 | 0.800 | 0.500 | 0.700 | 1.0 |" in page
+    assert "| deit | 2 | 1.0 | 0.40 | 0.30 | 0.20 | 0.60 |" in page
+    assert "| deit | heads | texts | 0.700 | 0.900 |" in page
+
+
+def test_without_known_factors_their_sections_are_left_out() -> None:
+    given = tables() | {"confirmed": confirmed()[:0], "reconstruction": pd.DataFrame()}
+    page = validation_page(given, MADE)
+    assert "the right one?" not in page
+    assert "replaced by their texts" not in page
+    assert "## Text labels" in page
