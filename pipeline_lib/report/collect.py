@@ -125,11 +125,19 @@ def _model_artifacts(config: RunConfig) -> Iterator[Artifact]:
             dataset = config.scores.dataset
             yield Artifact("scores", f"scores/{model}/{dataset}.scores.parquet")
             yield Artifact("labels", f"scores/{model}/{dataset}.labels.parquet")
+            for kind in ("roles", "hierarchy", "reconstruction"):
+                yield Artifact(kind, f"scores/{model}/{dataset}.{kind}.parquet", required=False)
             path = f"report/top_images/{model}/{dataset}.parquet"
             yield Artifact("top_images", path, required=False)
     if config.scores:
-        path = f"report/neighbours/{config.scores.dataset}.parquet"
-        yield Artifact("neighbours", path, required=False)
+        dataset = config.scores.dataset
+        yield Artifact("neighbours", f"report/neighbours/{dataset}.parquet", required=False)
+        yield Artifact("validation", f"validation/{dataset}.parquet", required=False)
+        yield Artifact("confirmed", f"validation/{dataset}.confirmed.parquet", required=False)
+        if len(config.models) > 1:
+            path = f"comparison/{dataset}"
+            yield Artifact("comparison", f"{path}.parquet", required=False)
+            yield Artifact("counterparts", f"{path}.counterparts.parquet", required=False)
 
 
 def _application_artifacts(config: RunConfig) -> Iterator[Artifact]:
@@ -164,6 +172,8 @@ def expected_figures(config: RunConfig) -> dict[str, str]:
         figures["map-quality"] = "maps"
     if config.scores:
         figures |= dict.fromkeys(("depth", "roles", "explained"), "scores")
+        if len(config.models) > 1:
+            figures["comparison"] = "scores"
     for name in switched_on(config):
         if name != "heatmaps":  # pictures; its figure needs masks, which not every data set has
             figures[name] = "applications"

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline_lib.artifacts import write_table
 from pipeline_lib.config import RunConfig, load_config
+from pipeline_lib.hierarchy import parts_of
 from pipeline_lib.world.factors import CLASSES, FACTORS, PLACES, sample_factors
 from pipeline_lib.world.render import render
 
@@ -101,6 +102,7 @@ def write_run(root: Path) -> Path:
         _write_spurious(run, model, components, rng)
         _write_benchmarks(run, model, rng)
     _write_neighbours(run)
+    _write_known(run)
     return run
 
 
@@ -356,6 +358,78 @@ def _write_neighbours(run: Path) -> None:
     names = ["model", "dataset", "component", "id", "other_model", "other_component"]
     table = pd.DataFrame(rows, columns=[*names, "other_id", "rank", "similarity", "n"])
     write_table("neighbours", table, run / "report" / "neighbours" / "world.parquet", PROVENANCE)
+
+
+def _write_known(run: Path) -> None:
+    """What is known of the components, and the models side by side."""
+    rng = np.random.default_rng(5)
+    validation, confirmed, comparison, counterparts = [], [], [], []
+    for model, architecture in MODELS.items():
+        components = component_table(architecture)
+        ids, base = components["id"].tolist(), {"model": model, "dataset": "world"}
+        for truth in ("decodability", "ablation_loss", "clip"):
+            for score, level in (("score", 0.7), ("score_published", 0.4), ("random", 0.05)):
+                value = level + 0.1 * rng.normal()
+                row = {"across": "components", "truth": truth, "score": score, "feature": ""}
+                ends = {"value": value, "low": value - 0.1, "high": value + 0.1}
+                validation.append(base | row | ends | {"percentile": None, "top": "", "n": IMAGES})
+        for place, feature in enumerate(FEATURES):
+            best = ids[-2 - place]
+            measured = {"value": 0.8, "percentile": 1.0 - 0.1 * place, "median": 0.1, "best": best}
+            row = {"feature": feature, "top": best, "score": 0.3, "components": len(ids)}
+            for name in ("decodability", "ablation_loss"):
+                row |= {f"{name}_{key}": value for key, value in measured.items()}
+            confirmed.append(base | row | {"confirmed": place == 0})
+            where = {"depth": 0.9 - 0.2 * place, "depth_spread": 0.1, "carriers": 3}
+            share = {"carriers_share": 3 / len(ids), "top": best, "top_score": 0.3}
+            comparison.append(
+                base | {"feature": feature} | where | share | {"heads": 0.7, "mlps": 0.3}
+            )
+        for other in MODELS:
+            others = component_table(MODELS[other])
+            for component in components.itertuples():
+                like = others.iloc[component.component % len(others)]
+                own = {"component": component.component, "id": component.id, "other_model": other}
+                its = {"other_component": int(like["component"]), "other_id": str(like["id"])}
+                counterparts.append(base | own | its | {"similarity": float(rng.uniform(0.2, 1))})
+        _write_opened(run, model, components, rng)
+    for name, rows, path in (
+        ("validation", validation, "validation/world"),
+        ("confirmed", confirmed, "validation/world.confirmed"),
+        ("comparison", comparison, "comparison/world"),
+        ("counterparts", counterparts, "comparison/world.counterparts"),
+    ):
+        write_table(name, pd.DataFrame(rows), run / f"{path}.parquet", PROVENANCE)
+
+
+def _write_opened(
+    run: Path, model: str, components: pd.DataFrame, rng: np.random.Generator
+) -> None:
+    """Parts of a model with their texts, and accuracy from texts alone."""
+    parts = parts_of(components)
+    rows = []
+    for part in parts:
+        for rank in range(3):
+            text = f"a photo of {FEATURES[rank]} <b>{part.node}</b>"
+            node = {"level": part.level, "node": part.node, "parent": part.parent}
+            share = {"components": len(part.members), "share": len(part.members) / len(components)}
+            said = {"rank": rank, "text": text, "category": FEATURES[rank], "variance": 0.2}
+            rows.append(
+                node | share | said | {"cumulative": 0.2 * rank, "cumulative_heldout": None}
+            )
+    base = {"model": model, "dataset": "world"}
+    table = pd.DataFrame(rows).assign(**base)
+    folder = run / "scores" / model
+    write_table("hierarchy", table, folder / "world.hierarchy.parquet", PROVENANCE)
+    rows = []
+    for directions, speed in (("texts", 0.3), ("pca", 0.5), ("random", 0.1)):
+        for texts in (-1, 0, 1, 2, 5, 10):
+            for feature in FEATURES:
+                reached = 0.9 if texts < 0 else 0.2 + 0.7 * (1 - np.exp(-speed * texts))
+                place = {"directions": directions, "texts": texts, "feature": feature}
+                rows.append(place | {"accuracy": reached - 0.02 * rng.random()})
+    table = pd.DataFrame(rows).assign(**base, replaced="heads", n=IMAGES)
+    write_table("reconstruction", table, folder / "world.reconstruction.parquet", PROVENANCE)
 
 
 def _write_ablation(

@@ -33,6 +33,8 @@ from pipeline_lib.report.blocks import (
 from pipeline_lib.report.charts import as_percent, legend_above, line_set, stacked_rows
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.findings import specialists
+from pipeline_lib.report.sections.comparison import comparison_blocks
+from pipeline_lib.report.sections.truth import truth_blocks
 from pipeline_lib.report.style import Panel, colour, draw_panel
 from pipeline_lib.report.words import listed, percent, plural, whole
 
@@ -57,6 +59,8 @@ def scores_section(run: Run) -> Section:
             _roles(run, found),
             _explained(run),
             _tree(run),
+            *truth_blocks(run),
+            *comparison_blocks(run),
         ]
     return Section(
         key="scores",
@@ -333,7 +337,7 @@ def _tree(run: Run) -> Tree:
         shares[_WHOLE] = texts.drop_duplicates("component").set_index("component")["strength"]
         shares = shares.fillna(0.0)
         first = texts.sort_values("rank").groupby("component")["text"].apply(list).to_dict()
-        tabs[model] = _branches(model, parts, shares, first)
+        tabs[model] = _branches(model, parts, shares, first, _part_texts(run, model))
     return Tree(
         "tree",
         "From the representation to the component",
@@ -341,7 +345,8 @@ def _tree(run: Run) -> Tree:
             "A model opened from coarse to fine: share of its parts in the variance of the "
             "representation and in that of each feature.",
             "Direct effects and scores of the components summed over what lies below; the shares "
-            "of the parts add up to that of the whole.",
+            "of the parts add up to that of the whole. Beside each part: the texts that explain "
+            "most of what its components write together.",
             _images(run),
         ),
         features,
@@ -349,8 +354,20 @@ def _tree(run: Run) -> Tree:
     )
 
 
+def _part_texts(run: Run, model: str) -> dict[str, list[str]]:
+    """First texts of the representation, of each stage and of each block of a model."""
+    table = run["hierarchy"]
+    table = table[(table["model"] == model) & (table["level"] != "component")]
+    first = table.sort_values("rank", kind="stable").groupby("node", sort=False)["text"]
+    return {str(node): texts.head(3).tolist() for node, texts in first}
+
+
 def _branches(
-    model: str, parts: pd.DataFrame, shares: pd.DataFrame, texts: dict[int, list[str]]
+    model: str,
+    parts: pd.DataFrame,
+    shares: pd.DataFrame,
+    texts: dict[int, list[str]],
+    part_texts: dict[str, list[str]],
 ) -> Branch:
     parts = from_input(parts[parts["component"].isin(shares.index)])
     staged = parts["stage"].nunique() > 1
@@ -364,8 +381,9 @@ def _branches(
             texts=texts.get(component, [])[:3],
         )
 
-    def group(title: str, below: pd.DataFrame, children: list[Branch]) -> Branch:
-        return Branch(title, shares.loc[below["component"]].sum().to_dict(), children)
+    def group(node: str, below: pd.DataFrame, children: list[Branch], holds: str = "") -> Branch:
+        shown = shares.loc[below["component"]].sum().to_dict()
+        return Branch(node + holds, shown, children, texts=part_texts.get(node, []))
 
     def blocks(below: pd.DataFrame) -> list[Branch]:
         found = []
@@ -376,7 +394,7 @@ def _branches(
             if block < 0:
                 found += leaves
             else:
-                found.append(group(f"block {block} ({holds})", inside, leaves))
+                found.append(group(f"block {block}", inside, leaves, f" ({holds})"))
         return found
 
     children: list[Branch] = []

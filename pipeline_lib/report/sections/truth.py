@@ -1,0 +1,184 @@
+"""Scores and texts held against what is known of the images: parts of the section on scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from pipeline_lib.report.blocks import Block, Caption, Component, Field, Figure, Listing
+from pipeline_lib.report.charts import as_percent, legend_above
+from pipeline_lib.report.collect import Run
+from pipeline_lib.report.style import MARKERS, Panel, colour, draw_panel, series_colour
+from pipeline_lib.report.words import percent, plural
+
+_TRUTHS = {
+    "decodability": "read from it alone",
+    "ablation_loss": "accuracy lost without it",
+    "margin_loss": "margin lost without it",
+    "clip": "ranks images as CLIP does",
+}
+_SCORES = {
+    "score": "score",
+    "score_published": "published score",
+    "variance_explained": "variance explained",
+    "random": "random directions",
+    "shuffled": "ids shuffled",
+}
+
+
+def truth_blocks(run: Run) -> list[Block]:
+    """Agreement with the truths, the confirmed tops, and accuracy from texts alone."""
+    blocks: list[Block] = []
+    if len(run["validation"]):
+        blocks.append(_validation(run))
+    if len(run["confirmed"]):
+        blocks.append(_confirmed(run))
+    if len(run["reconstruction"]):
+        blocks.append(_reconstruction(run))
+    return blocks
+
+
+def _validation(run: Run) -> Figure:
+    table = run["validation"]
+    shown = table[(table["across"] == "components") & (table["feature"] == "")]
+    panels = [
+        _validation_panel(shown[shown["model"] == model], model) for model in run.models_in(shown)
+    ]
+    return Figure(
+        "validation",
+        "Do the scores agree with the truth?",
+        Caption(
+            "Rank correlation, over the components of a model, between a score and what is known "
+            "of them, with its 95 % interval; mean over features.",
+            "Read from it alone: R² of a linear reader of the known factor from the component, on "
+            "images not used in its fit. Accuracy or margin lost: by replacing the component by "
+            "its mean in front of a reader of the whole representation. As CLIP: Spearman "
+            "correlation with the reference CLIP’s own ranking of the images.",
+            plural(int(shown["n"].max()), "image") if len(shown) else "no image",
+            "Direct effects only, on both sides. Random directions stand in for the texts of a "
+            "feature.",
+        ),
+        panels,
+        table,
+        run.files["validation"],
+    )
+
+
+def _validation_panel(part: pd.DataFrame, model: str) -> Panel:
+    truths = [name for name in _TRUTHS if (part["truth"] == name).any()]
+    scores = [name for name in _SCORES if (part["score"] == name).any()]
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color=colour("line"), linewidth=1)
+        for order, score in enumerate(scores):
+            rows = part[part["score"] == score].set_index("truth").reindex(truths)
+            places = np.arange(len(truths)) + 0.16 * (order - (len(scores) - 1) / 2)
+            tone = colour("faint") if score in ("random", "shuffled") else series_colour(order)
+            axes.hlines(places, rows["low"], rows["high"], color=tone, linewidth=1.4)
+            marker = MARKERS[order % len(MARKERS)]
+            name = _SCORES[score]
+            axes.plot(rows["value"], places, marker, color=tone, markersize=6, label=name)
+        axes.set_yticks(range(len(truths)), [_TRUTHS[name] for name in truths])
+        axes.invert_yaxis()
+        axes.set_xlim(-0.6, 1.02)
+        axes.set_xlabel("rank correlation")
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        legend_above(axes, columns=2)
+
+    return draw_panel(draw, model, 3.4, 1.3 + 0.5 * len(truths))
+
+
+def _confirmed(run: Run) -> Listing:
+    table = run["confirmed"]
+    data = pd.DataFrame(
+        {
+            "model": table["model"],
+            "feature": table["feature"],
+            "top": [Component(row.model, row.top) for row in table.itertuples()],
+            "score": table["score"],
+            "decodability": table["decodability_value"],
+            "decodability_place": table["decodability_percentile"],
+            "ablation": table["ablation_loss_value"],
+            "ablation_place": table["ablation_loss_percentile"],
+            "confirmed": ["yes" if value else "no" for value in table["confirmed"]],
+        }
+    )
+    fields = [
+        Field("model", "model", number=False),
+        Field("feature", "feature", number=False),
+        Field("top", "highest score", number=False),
+        Field("score", "score", percent),
+        Field("decodability", "R² of the factor from it alone", percent),
+        Field("decodability_place", "place among components", percent),
+        Field("ablation", "accuracy lost without it", percent),
+        Field("ablation_place", "place among components", percent),
+        Field("confirmed", "confirmed by both", number=False),
+    ]
+    yes = int(table["confirmed"].astype(bool).sum())
+    return Listing(
+        "confirmed",
+        "Is the component that a score names first the right one?",
+        Caption(
+            f"For each factor that is known of every image: the component with the highest score, "
+            f"and its place by two truths. {yes} of {len(table)} are in the top tenth by both.",
+            "Place: share of the components that are not above it (100 %: the best).",
+            plural(int(table["components"].max()), "component") + " at most",
+        ),
+        fields,
+        data,
+        run.files["confirmed"],
+    )
+
+
+def _reconstruction(run: Run) -> Figure:
+    table = run["reconstruction"]
+    means = (
+        table.groupby(["model", "replaced", "directions", "texts"], sort=False)["accuracy"]
+        .mean()
+        .reset_index()
+    )
+    heads = means[means["replaced"] == "heads"]
+    shown = heads if len(heads) else means
+    panels = [
+        _reconstruction_panel(shown[shown["model"] == name], name) for name in run.models_in(shown)
+    ]
+    return Figure(
+        "reconstruction",
+        "What is left when heads are replaced by their texts",
+        Caption(
+            "Accuracy, mean over the known factors, when each head’s contribution is replaced by "
+            "its projection on the first texts of its label; dashed: on as many principal "
+            "components; grey: on as many random directions; line at the top: the heads "
+            "themselves.",
+            "The mean of a head stays. The factor is read from the sum by a linear reader fitted "
+            "on the whole representation.",
+            plural(int(table["n"].max()), "image"),
+            "A head that few texts explain may still be replaced without loss, if others carry the "
+            "same.",
+        ),
+        panels,
+        table,
+        run.files["reconstruction"],
+    )
+
+
+def _reconstruction_panel(part: pd.DataFrame, model: str) -> Panel:
+    styles = {"texts": ("c1", "-"), "pca": ("muted", "--"), "random": ("faint", "-")}
+    names = {"texts": "texts", "pca": "principal components", "random": "random directions"}
+
+    def draw(axes: Axes) -> None:
+        whole = part.loc[part["texts"] < 0, "accuracy"]
+        if len(whole):
+            axes.axhline(whole.mean(), color=colour("line"), linewidth=1.2)
+        for kind, (tone, line) in styles.items():
+            rows = part[(part["directions"] == kind) & (part["texts"] >= 0)].sort_values("texts")
+            axes.plot(rows["texts"], rows["accuracy"], line, color=colour(tone), label=names[kind])
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("texts per head")
+        as_percent(axes, "y")
+        axes.grid(axis="y")
+        legend_above(axes, columns=2)
+
+    return draw_panel(draw, model, 3.0, 2.4)
