@@ -248,7 +248,10 @@ class Scores(_Section):
     dataset: str
     """Data set that components are scored on."""
     texts_per_component: Count = 10
-    """Texts of each component that TextSpan looks for."""
+    """Texts of each component that are looked for."""
+    method: Literal["textspan", "omp", "nonnegative", "published"] = "textspan"
+    """How texts are picked: TextSpan corrected or as published, orthogonal matching pursuit, or
+    that with amounts that are never negative."""
 
 
 class Ablation(_Section):
@@ -277,8 +280,6 @@ class Retrieval(_Section):
     """Numbers of components to choose from."""
     choose_split: Split = "val"
     """Images to choose the number of components on."""
-    probes: list[str] = []
-    """Image files to search with, beside the drawn probe images; the results become a picture."""
     k: Annotated[list[Count], Field(min_length=1)] = [1, 5, 10]
     """Ranks of the precision."""
     queries: Count = 50

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,13 @@ BATCH_BYTES = 256 * 2**20
 
 #: Pieces hold a multiple of so many images where they can: whole chunks of a store.
 CHUNK_ROWS = 64
+
+
+#: Contributions of the images to choose on, which are held in memory, in bytes.
+REFERENCE_BYTES = 2**29
+
+#: Most images to choose on.
+REFERENCE_IMAGES = 2000
 
 
 class ContributionSource(Protocol):
@@ -155,3 +163,41 @@ def mean_contributions(
     for _, values in read_pass(source, index, components):
         total = total + values.sum(axis=0, dtype=np.float64)
     return (np.asarray(total) / len(index)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Contributions of some images in memory."""
+
+    values: Float[np.ndarray, "n c d"]
+    components: pd.DataFrame
+    manifest: pd.DataFrame
+
+    def contributions(
+        self, index: Int[np.ndarray, " b"], components: Sequence[int] | None = None
+    ) -> Float[np.ndarray, "b c d"]:
+        """As of a dump."""
+        rows = self.values[index]
+        return rows if components is None else rows[:, list(components)]
+
+    def representation(self, index: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b d"]:
+        """As of a dump."""
+        return self.values[index].sum(axis=1)
+
+
+def hold(source: ContributionSource, index: Int[np.ndarray, " m"], seed: int) -> Held:
+    """Some of the images `index`, drawn at random, as many as fit into `REFERENCE_BYTES`.
+
+    Raises
+    ------
+    DataError
+        `index` is empty.
+    """
+    if len(index) == 0:
+        raise DataError("there is no image to choose on; set `choose_split` to a split with images")
+    width = source.representation(index[:1]).shape[1]
+    room = max(1, REFERENCE_BYTES // (4 * len(source.components) * width))
+    count = min(len(index), room, REFERENCE_IMAGES)
+    chosen = np.sort(np.random.default_rng(seed).choice(index, size=count, replace=False))
+    rows = source.manifest.iloc[chosen].reset_index(drop=True)
+    return Held(source.contributions(chosen), source.components, rows)

@@ -25,7 +25,7 @@ from pipeline_lib.passes import (
     images_of_split,
     mean_contributions,
 )
-from pipeline_lib.retrieval import random_sets
+from pipeline_lib.retrieval_ways import random_sets
 from pipeline_lib.scores import moments, score_components
 
 logger = logging.getLogger(__name__)

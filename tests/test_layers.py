@@ -19,15 +19,16 @@ LAYERS = (
     {"_torchvision", "images", "device", "gpu_claim", "text_pool", "coordinates"},
     {
         "decomposition", "maps", "map_problem", "map_ridge", "map_fits", "scores", "streamed",
-        "textspan", "significance", "roles", "truths", "validation", "validation_page",
+        "textspan", "nonnegative", "significance", "roles", "truths", "validation", "validation_page",
         "comparison", "hierarchy", "reconstruction",
         "passes", "classify", "ablation", "ablation_plan", "retrieval", "heatmaps", "segmentation",
-        "segmentation_counts", "baseline_maps", "token_recipes",
+        "segmentation_counts", "baseline_maps", "token_recipes", "retrieval_metrics",
+        "retrieval_truth", "retrieval_ways", "codes",
         "spurious",
     },
     {
         "models", "manifest", "factors", "store_layout", "store", "dumps", "labelled",
-        "features", "image_features", "encoder", "contributions", "world", "training",
+        "features", "image_features", "encoder", "contributions", "estimate", "world", "training",
     },
     {"report"},
 )  # fmt: skip

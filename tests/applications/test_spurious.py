@@ -11,7 +11,7 @@ from pipeline_lib.classify import fit_probe
 from pipeline_lib.errors import DataError
 from pipeline_lib.maps import identity_maps
 from pipeline_lib.passes import images_of_split
-from pipeline_lib.retrieval import random_sets
+from pipeline_lib.retrieval_ways import random_sets
 from pipeline_lib.spurious import (
     Groups,
     ablate_groups,

@@ -1,6 +1,6 @@
 # Retrieval: images found by one property, asked by text and by image. Reads the dump of one model,
 # its maps and scores, and the embeddings of the reference CLIP, which is one of the baselines;
-# writes applications/retrieval/{model}/{dataset}.parquet and .examples.parquet.
+# writes applications/retrieval/{model}/{dataset}.parquet, .examples.parquet and .choices.parquet.
 
 
 def reference_images(dataset):
@@ -21,6 +21,7 @@ rule retrieval:
     output:
         table=f"{RESULTS}/applications/retrieval/{{model}}/{{dataset}}.parquet",
         examples=f"{RESULTS}/applications/retrieval/{{model}}/{{dataset}}.examples.parquet",
+        choices=f"{RESULTS}/applications/retrieval/{{model}}/{{dataset}}.choices.parquet",
     params:
         version=STAGE_VERSIONS["retrieval"],
         asked=lambda wildcards: section(CONFIG.applications.retrieval),

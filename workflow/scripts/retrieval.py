@@ -6,7 +6,7 @@ from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.dumps import open_dump, open_features
 from pipeline_lib.maps import load_maps
 from pipeline_lib.passes import images_of_split
-from pipeline_lib.retrieval import retrieve
+from pipeline_lib.retrieval import Asked, retrieve
 
 with job(snakemake) as config:
     names = {"model": snakemake.wildcards.model, "dataset": snakemake.wildcards.dataset}
@@ -17,19 +17,24 @@ with job(snakemake) as config:
     if given.reference_images:
         features = open_features(store_folder(given.reference_images), given.manifest)
         clip = features.embeddings(index), read_table("text_features", given.reference_texts)
-    metrics, examples = retrieve(
+    found = retrieve(
         dump,
         load_maps(*given.maps),
         read_table("scores", given.scores),
         read_table("text_features", given.texts),
         index,
-        components=asked.components,
-        ks=asked.k,
-        queries=asked.queries,
-        seed=config.seed,
-        shown=snakemake.params.shown,
+        images_of_split(dump.manifest, asked.choose_split),
+        Asked(
+            ks=tuple(asked.k),
+            queries=asked.queries,
+            components=asked.components,
+            counts=tuple(asked.candidates),
+            seed=config.seed,
+            shown=snakemake.params.shown,
+        ),
         clip=clip,
     )
-    facts = {"asked": asked.model_dump(), "seed": config.seed}
-    write_table("retrieval", metrics.assign(**names), snakemake.output.table, facts)
-    write_table("retrieval_examples", examples.assign(**names), snakemake.output.examples, facts)
+    facts, made = {"asked": asked.model_dump(), "seed": config.seed}, snakemake.output
+    write_table("retrieval", found.table.assign(**names), made.table, facts)
+    write_table("retrieval_examples", found.examples.assign(**names), made.examples, facts)
+    write_table("retrieval_choices", found.choices.assign(**names), made.choices, facts)
