@@ -510,6 +510,8 @@ def _write_retrieval(run: Path, model: str, images: list[str], rng: np.random.Ge
     names = ["model", "dataset", "query", "feature", "measured", "method", "components", "k"]
     folder = run / "applications" / "retrieval" / model
     table = pd.DataFrame(rows, columns=[*names, "precision", "queries", "n"])
+    precision = table["precision"]
+    table = table.assign(low=precision - 0.05, high=precision + 0.05, map=0.8 * precision)
     write_table("retrieval", table, folder / "world.parquet", PROVENANCE)
     names = ["model", "dataset", "query", "feature", "probe", "method", "rank", "image_id"]
     table = pd.DataFrame(examples, columns=[*names, "score", "correct"])

@@ -68,7 +68,7 @@ def _panel(
             axes.axhline(place + 0.5, color=colour("line"), linewidth=0.6)
         axes.set_yticks(places, features)
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.02)
+        axes.set_xlim(0, 1.02 if spread else 1.1 * float(table[column].max()))
         axes.set_xlabel(label)
         as_percent(axes)
         axes.grid(axis="x")

@@ -13,16 +13,16 @@ from pipeline_lib.report.style import MARKERS, Panel, colour, draw_panel, series
 from pipeline_lib.report.words import percent, plural
 
 _TRUTHS = {
-    "decodability": "read from it alone",
-    "ablation_loss": "accuracy lost without it",
-    "margin_loss": "margin lost without it",
-    "clip": "ranks images as CLIP does",
+    "decodability": "read alone",
+    "ablation_loss": "accuracy lost",
+    "margin_loss": "margin lost",
+    "clip": "as CLIP",
 }
 _SCORES = {
     "score": "score",
     "score_published": "published score",
     "variance_explained": "variance explained",
-    "random": "random directions",
+    "random": "random",
     "shuffled": "ids shuffled",
 }
 
@@ -51,7 +51,7 @@ def _validation(run: Run) -> Figure:
         Caption(
             "Rank correlation, over the components of a model, between a score and what is known "
             "of them, with its 95 % interval; mean over features.",
-            "Read from it alone: R² of a linear reader of the known factor from the component, on "
+            "Read alone: R² of a linear reader of the known factor from the component, on "
             "images not used in its fit. Accuracy or margin lost: by replacing the component by "
             "its mean in front of a reader of the whole representation. As CLIP: Spearman "
             "correlation with the reference CLIP’s own ranking of the images.",
@@ -87,7 +87,7 @@ def _validation_panel(part: pd.DataFrame, model: str) -> Panel:
         axes.spines["left"].set_visible(False)
         legend_above(axes, columns=2)
 
-    return draw_panel(draw, model, 3.4, 1.3 + 0.5 * len(truths))
+    return draw_panel(draw, model, 3.2, 1.4 + 0.5 * len(truths))
 
 
 def _confirmed(run: Run) -> Listing:
@@ -110,11 +110,11 @@ def _confirmed(run: Run) -> Listing:
         Field("feature", "feature", number=False),
         Field("top", "highest score", number=False),
         Field("score", "score", percent),
-        Field("decodability", "R² of the factor from it alone", percent),
-        Field("decodability_place", "place among components", percent),
-        Field("ablation", "accuracy lost without it", percent),
-        Field("ablation_place", "place among components", percent),
-        Field("confirmed", "confirmed by both", number=False),
+        Field("decodability", "read alone", percent),
+        Field("decodability_place", "place", percent),
+        Field("ablation", "accuracy lost", percent),
+        Field("ablation_place", "place", percent),
+        Field("confirmed", "confirmed", number=False),
     ]
     yes = int(table["confirmed"].astype(bool).sum())
     return Listing(
@@ -123,7 +123,9 @@ def _confirmed(run: Run) -> Listing:
         Caption(
             f"For each factor that is known of every image: the component with the highest score, "
             f"and its place by two truths. {yes} of {len(table)} are in the top tenth by both.",
-            "Place: share of the components that are not above it (100 %: the best).",
+            "Read alone: R² of a linear reader of the factor from the component. Accuracy lost: by "
+            "replacing it by its mean. Place: share of the components that are not above it; the "
+            "best is at 100 %.",
             plural(int(table["components"].max()), "component") + " at most",
         ),
         fields,
@@ -166,7 +168,7 @@ def _reconstruction(run: Run) -> Figure:
 
 def _reconstruction_panel(part: pd.DataFrame, model: str) -> Panel:
     styles = {"texts": ("c1", "-"), "pca": ("muted", "--"), "random": ("faint", "-")}
-    names = {"texts": "texts", "pca": "principal components", "random": "random directions"}
+    names = {"texts": "texts", "pca": "principal components", "random": "random"}
 
     def draw(axes: Axes) -> None:
         whole = part.loc[part["texts"] < 0, "accuracy"]
