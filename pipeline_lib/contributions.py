@@ -134,6 +134,23 @@ def dump_shard(
     return parts.components.assign(rank=factors.ranks), facts
 
 
+def decompose_rate(model: VisionModel, settings: Contributions, batches: int = 2) -> float:
+    """Images a second that this machine decomposes: noise, without decoding and writing."""
+    import torch
+
+    from pipeline_lib.decomposition import decompose
+
+    device = compute_device()
+    model.to(device)
+    noise = torch.rand(settings.batch_size, 3, *model.input_size, device=device)
+    seconds = 0.0
+    for number in range(batches + 1):  # the first one plans, and does not count
+        began = time.monotonic()
+        decompose(model, noise, per=settings.per, bias=settings.bias).error.cpu()
+        seconds += time.monotonic() - began if number else 0.0
+    return batches * settings.batch_size / seconds
+
+
 def gather_dump(
     store: Path,
     records: Sequence[Path],

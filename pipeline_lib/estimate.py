@@ -1,0 +1,113 @@
+"""Estimate: time, disk, jobs and cost of dumps, before any of them is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from pipeline_lib.factors import Factors
+
+#: Bytes of a number of each dtype that a store may have.
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+#: What a stage keeps of every image: all contributions, products with directions, or moments.
+LEVELS = ("full", "factored", "projected", "moments")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast dumps are made.
+
+    Attributes
+    ----------
+    rate
+        Images a second of one worker, decomposed and written.
+    start
+        Seconds until a job has imported its libraries and loaded its model.
+    workers
+        Jobs that run at the same time.
+    price
+        Of one worker for one hour.
+    """
+
+    rate: float
+    start: float = 15.0
+    workers: int = 1
+    price: float = 0.0
+
+
+def dump_bytes(
+    images: int, factors: Factors, dtype: str, level: str, *, classes: int = 0, directions: int = 0
+) -> int:
+    """Bytes of a dump before compression, which saves little on such numbers.
+
+    Parameters
+    ----------
+    images
+        Active images.
+    factors
+        The bases of the components.
+    level
+        One of `LEVELS`; `projected` keeps `directions` numbers of every component, `moments` the
+        mean and the covariance of all coordinates in float64.
+    classes
+        Logits of an image.
+    """
+    components, width, columns = len(factors.ranks), factors.width, factors.columns
+    if level == "moments":
+        return 8 * (columns * columns + columns + 1) + 4 * factors.bases.size
+    numbers = {
+        "full": components * width, "factored": columns, "projected": components * directions,
+    }[level]  # fmt: skip
+    beside = 4 * (width + 2 + classes)  # representation, error, rounding, logits
+    bases = 4 * factors.bases.size if level == "factored" else 0
+    return images * (numbers * BYTES[dtype] + beside) + bases
+
+
+def estimate_dump(
+    images: int,
+    factors: Factors,
+    dtype: str,
+    shard_size: int,
+    machine: Machine,
+    *,
+    classes: int = 0,
+    directions: int = 16,
+) -> pd.DataFrame:
+    """One row for each level: bytes, jobs, hours and cost of one dump.
+
+    Returns
+    -------
+    DataFrame
+        Columns `level`, `bytes`, `jobs`, `hours` (wall time on all workers), `cost`.
+    """
+    jobs = math.ceil(images / shard_size)
+    work = images / machine.rate + jobs * machine.start
+    rounds = math.ceil(jobs / machine.workers) / max(jobs, 1)
+    facts = {"jobs": jobs, "hours": work * rounds / 3600, "cost": work / 3600 * machine.price}
+    rows = [
+        {
+            "level": level,
+            "bytes": dump_bytes(
+                images, factors, dtype, level, classes=classes, directions=directions
+            ),
+            **facts,
+        }
+        for level in LEVELS
+    ]
+    return pd.DataFrame(rows)
+
+
+def human(size: float) -> str:
+    """A number of bytes for a reader.
+
+    >>> human(2.5e9)
+    '2.5 GB'
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} PB"

@@ -1,0 +1,64 @@
+"""Estimates: by hand, and against a store that was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_lib.estimate import Machine, dump_bytes, estimate_dump, human
+from pipeline_lib.factors import Factors
+from pipeline_lib.store import write_layout, write_shard
+
+
+def vit_b() -> Factors:
+    """ViT-B/16 per head: 144 heads of width 64, 12 MLPs and the stem whole, the bias on 2."""
+    ranks = (768, *(64,) * 144, *(768,) * 12, 2)
+    return Factors(ranks, 768, np.zeros((144 * 64 + 2, 768), dtype=np.float32))
+
+
+def test_bytes_by_hand() -> None:
+    factors = vit_b()
+    beside = 4 * (768 + 2 + 1000)
+    assert dump_bytes(10, factors, "float32", "full", classes=1000) == 10 * (158 * 768 * 4 + beside)
+    columns = 768 + 144 * 64 + 12 * 768 + 2
+    bases = 4 * (144 * 64 + 2) * 768
+    assert (
+        dump_bytes(10, factors, "float16", "factored", classes=1000)
+        == 10 * (columns * 2 + beside) + bases
+    )
+    sizes = {dump_bytes(n, factors, "float32", "moments") for n in (10, 10**9)}
+    assert sizes == {8 * (columns**2 + columns + 1) + bases}
+
+
+def test_a_vit_b_takes_a_fifth_of_the_room_from_some_thousand_images() -> None:
+    full, factored = (
+        dump_bytes(10_000, vit_b(), "float32", level) for level in ("full", "factored")
+    )
+    assert factored <= full / 5
+
+
+def test_time_jobs_and_cost_by_hand() -> None:
+    machine = Machine(rate=100.0, start=20.0, workers=4, price=3.0)
+    table = estimate_dump(10_000, vit_b(), "float32", 1000, machine).set_index("level")
+    work = 10_000 / 100 + 10 * 20  # seconds of one worker
+    assert table.loc["factored", "jobs"] == 10
+    assert table.loc["factored", "cost"] == pytest.approx(work / 3600 * 3)
+    assert table.loc["factored", "hours"] == pytest.approx(work / 10 * 3 / 3600)  # 3 rounds of 4
+
+
+def test_a_written_store_takes_what_was_estimated(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    factors = Factors((40, 8, 8), 40, rng.normal(size=(16, 40)).astype("float32"))
+    n, sizes = 500, {"n": 500, "d": 40, "r": 56, "b": 16}
+    axes = {"coordinates": (n, 56), "representation": (n, 40), "error": (n,), "rounding": (n,)}
+    arrays = {name: rng.normal(size=shape).astype("float32") for name, shape in axes.items()}
+    write_shard(tmp_path, "contributions", 0, arrays, shard_size=500)
+    write_layout(tmp_path, "contributions", sizes, shard_size=500, shared={"bases": factors.bases})
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert written == pytest.approx(dump_bytes(n, factors, "float32", "factored"), rel=0.15)
+
+
+def test_sizes_are_readable() -> None:
+    assert [human(size) for size in (12, 1.2e4, 3e15)] == ["12 B", "12.0 kB", "3.0 PB"]
