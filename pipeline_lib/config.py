@@ -250,8 +250,7 @@ class Scores(_Section):
     texts_per_component: Count = 10
     """Texts of each component that are looked for."""
     method: Literal["textspan", "omp", "nonnegative", "published"] = "textspan"
-    """How texts are picked: TextSpan corrected or as published, orthogonal matching pursuit, or
-    that with amounts that are never negative."""
+    """TextSpan, corrected or as published; matching pursuit, or that with amounts of at least 0."""
 
 
 class Ablation(_Section):
@@ -402,8 +401,7 @@ class RunConfig(_Section):
     templates: str | None = None
     """Text file with one prompt template with `{}` a line; null: the bare text."""
     text_pool: str | Texts | None = None
-    """Text file with `category<TAB>text` a line, or several; `imagenet:lemmas` and
-    `imagenet:definitions` stand for what timm carries; null: the texts of `reference`."""
+    """Files with `category<TAB>text` a line, or `imagenet:lemmas`; null: texts of `reference`."""
     contributions: Contributions
     """The dumps of contributions."""
     maps: Maps | None = None

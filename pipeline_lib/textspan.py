@@ -111,7 +111,7 @@ def label_components(
     """
     if method not in METHODS:
         raise DataError(f"{method!r} is no method of labelling; {close_matches(method, METHODS)}")
-    _check_pool(found, pool, count, method)
+    check_pool(found, pool, count, method)
     pool = pool.double() if method == "published" else apart(pool)
     variances = found.variances()
     labels = []
@@ -119,7 +119,7 @@ def label_components(
         if variance <= CONSTANT * float(variances.max()):
             labels.append(Labels([], [], [], pool.new_zeros(0, pool.shape[1])))
             continue
-        factor = _factor(found, component)
+        factor = principal_factor(found, component)
         frame = _frame(found, component, factor, method)
         chance = [] if random is None else _remaining_shares(random[component].gains)
         labels.append(
@@ -211,23 +211,23 @@ def explained(
     With the moments of other images than those the directions were found on, this is the variance
     explained on held-out images.
     """
-    factor = _factor(found, component)
+    factor = principal_factor(found, component)
     along = (directions.double() @ factor.T).square().sum(dim=1)
     return along.cumsum(0) / factor.square().sum().clamp_min(1e-300)
 
 
 def component_variances(found: Moments, component: int) -> Float[np.ndarray, " p"]:
     """Variances of a mapped component along its principal directions, the largest first."""
-    return _factor(found, component).square().sum(dim=1).numpy()
+    return principal_factor(found, component).square().sum(dim=1).numpy()
 
 
 def principal_directions(found: Moments, component: int) -> Float[Tensor, "p e"]:
     """Principal directions of a mapped component as orthonormal rows, the largest first."""
-    factor = _factor(found, component)
+    factor = principal_factor(found, component)
     return factor / factor.norm(dim=1, keepdim=True).clamp_min(1e-300)
 
 
-def _factor(found: Moments, component: int) -> Float[Tensor, "p e"]:
+def principal_factor(found: Moments, component: int) -> Float[Tensor, "p e"]:
     """Rows whose Gram matrix is the covariance of a mapped component; orthogonal, largest first."""
     eigenvalues, vectors = torch.linalg.eigh(found.within[component])
     roots = eigenvalues.clamp_min(0).sqrt()
@@ -336,7 +336,10 @@ def _remaining(text: Float[Tensor, " m"], directions: Sequence[Tensor]) -> Float
     return rest / rest.norm()
 
 
-def _check_pool(found: Moments, pool: Tensor, count: int, method: Method) -> None:
+def check_pool(
+    found: Moments, pool: Float[Tensor, "k e"], count: int, method: Method = "textspan"
+) -> None:
+    """Raise one `DataError` unless a pool and the number of images allow `count` texts."""
     if len(pool) < count:
         raise DataError(
             f"{count} texts per component are asked for, but the pool has {len(pool)}; "

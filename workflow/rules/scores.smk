@@ -30,6 +30,7 @@ rule scores:
     params:
         version=STAGE_VERSIONS["scores"],
         texts_per_component=lambda wildcards: CONFIG.scores.texts_per_component,
+        method=lambda wildcards: CONFIG.scores.method,
         steps=lambda wildcards: reconstruction_steps(),
         draws=200,
         shuffles=200,

@@ -9,6 +9,7 @@ from pipeline_lib.dumps import open_dump, open_features
 from pipeline_lib.features import concept_embeddings, embeddings_of
 from pipeline_lib.hierarchy import describe, hierarchy_table, part_moments
 from pipeline_lib.maps import load_maps, without_test
+from pipeline_lib.nonnegative import label_by
 from pipeline_lib.reconstruction import bounds, reconstruction_table
 from pipeline_lib.roles import role_table
 from pipeline_lib.scores import moments, score_components, with_components
@@ -43,7 +44,7 @@ with job(snakemake) as config:
     vectors = random_pool(*embeddings.shape, seed=seed)
     most = min(steps[-1], len(pool))
     random = label_components(found, vectors, count=most, min_gain=0.0)
-    chosen = label_components(found, embeddings, count=count)
+    chosen = label_by(snakemake.params.method, encoded, found, embeddings, count=count)
     words, known = pool["text"].tolist(), dump.components
     labels = label_table(
         found, chosen, words, categories, known, random=random, heldout=fresh
