@@ -40,7 +40,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "retrieval": 2,
     "heatmaps": 1,
     "segmentation": 3,
-    "spurious": 1,
+    "spurious": 2,
     "report": 1,
 }
 
@@ -525,13 +525,48 @@ _TABLES = (
         (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
-            Column("method", "string", "full, ablated, random"),
+            Column(
+                "method", "string", "full, ablated, random, early, group_labels or published"
+            ),
             Column("components", "int64", "number of components ablated"),
             Column("draw", "int64", "draw of random components; 0 else"),
             Column("group", "string", "group; or worst, mean, test, train_weighted"),
             Column("accuracy", "float64", "0 to 1"),
             Column("n", "int64", "images"),
             Column("ablated", "list<string>", "ids of the ablated components"),
+        ),
+    ),
+    Table(
+        "spurious_summary",
+        "Accuracy and gain of each method and group, with intervals over redraws of the images.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column(
+                "method", "string", "full, ablated, random (mean), early, group_labels, published"
+            ),
+            Column("group", "string", "group; or worst, mean, test, train_weighted"),
+            Column("components", "float64", "components ablated"),
+            Column("accuracy", "float64", "0 to 1, on the images as they are"),
+            Column("accuracy_low", "float64", "lower end of its 95 % interval over redraws"),
+            Column("accuracy_high", "float64", "upper end of it"),
+            Column("gain", "float64", "accuracy less the full model's"),
+            Column("gain_low", "float64", "lower end of its 95 % interval over redraws"),
+            Column("gain_high", "float64", "upper end of it"),
+            Column("seeds", "int64", "redraws of the images"),
+        ),
+    ),
+    Table(
+        "spurious_choices",
+        "Each number of ablated components on the split of selection.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("components", "int64", "components ablated, the most spurious first"),
+            Column("class_accuracy", "float64", "accuracy averaged over classes: chosen by it"),
+            Column("worst", "float64", "worst group's accuracy, not used to choose"),
+            Column("n", "int64", "images"),
+            Column("chosen", "bool", "whether so many are ablated"),
         ),
     ),
     Table(

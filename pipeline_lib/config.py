@@ -334,7 +334,7 @@ class Spurious(_Section):
     """Images to report on."""
     draws: Count = 20
     """Draws of random components, as a control."""
-    seeds: Count = 5
+    seeds: Count = 20
     """Redraws of the images to fit and to choose on, for the intervals."""
 
 

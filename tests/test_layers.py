@@ -19,11 +19,11 @@ LAYERS = (
     {"_torchvision", "images", "device", "gpu_claim", "text_pool", "coordinates"},
     {
         "decomposition", "maps", "map_problem", "map_ridge", "map_fits", "scores", "streamed",
-        "textspan", "nonnegative", "significance", "roles", "truths", "validation", "validation_page",
-        "comparison", "hierarchy", "reconstruction",
+        "textspan", "nonnegative", "significance", "roles", "truths", "validation",
+        "validation_page", "comparison", "hierarchy", "reconstruction",
         "passes", "classify", "ablation", "ablation_plan", "retrieval", "heatmaps", "segmentation",
         "segmentation_counts", "baseline_maps", "token_recipes", "retrieval_metrics",
-        "retrieval_truth", "retrieval_ways", "codes",
+        "retrieval_truth", "groups", "repair", "retrieval_ways", "codes",
         "spurious",
     },
     {

@@ -7,18 +7,18 @@ import pandas as pd
 import pytest
 from planted import SCENES, SHAPES, WIDTH, ArrayDump, planted_dump, value_directions
 
-from pipeline_lib.classify import fit_probe
+from pipeline_lib.ablation import mean_ablate
 from pipeline_lib.errors import DataError
+from pipeline_lib.groups import Groups, group_accuracy, make_groups
 from pipeline_lib.maps import identity_maps
 from pipeline_lib.passes import images_of_split
-from pipeline_lib.retrieval_ways import random_sets
 from pipeline_lib.spurious import (
-    Groups,
-    ablate_groups,
-    group_accuracy,
-    make_groups,
+    Asked,
+    Removal,
     rank_spurious,
+    remove_cue,
     score_words,
+    within_groups,
 )
 
 CARRIER = "blocks.0.attn/head1"  # of the scene, in a planted dump
@@ -33,39 +33,76 @@ def biased() -> ArrayDump:
     return dump
 
 
-def removal(dump: ArrayDump, chosen: list[int], draws: int = 8) -> pd.DataFrame:
-    train = images_of_split(dump.manifest, "train", ["label", "group"])
-    test = images_of_split(dump.manifest, "test", ["label", "group"])
-    labels = dump.manifest["label"].to_numpy()
-    groups = dump.manifest["group"].to_numpy()
-    probe = fit_probe(dump.representation(train), labels[train])
-    sets: dict[tuple[str, int], list[int]] = {("full", 0): [], ("ablated", 0): chosen}
-    for draw, drawn in enumerate(random_sets(dump.components, len(chosen), draws, seed=0)):
-        sets["random", draw] = drawn.tolist()
-    return ablate_groups(
-        dump,
-        probe,
-        labels[test].tolist(),
-        make_groups(groups[test], groups[train], "test"),
-        test,
-        images_of_split(dump.manifest, "val"),
-        sets,
-    )
+def removed(dump: ArrayDump, **asked: object) -> Removal:
+    directions = value_directions()
+    words = [np.stack([directions[word] for word in names]) for names in (SCENES, SHAPES)]
+    return remove_cue(dump, identity_maps(WIDTH), *words, Asked(**{"seeds": 4, **asked}))
 
 
-def test_ablating_the_carrier_lifts_the_worst_group_and_random_ones_do_not(
+def accuracy(table: pd.DataFrame, method: str, group: str) -> float:
+    part = table[(table["method"] == method) & (table["group"] == group)]
+    return float(part["accuracy"].mean())
+
+
+def test_removing_the_cue_lifts_the_worst_group_and_the_controls_do_not(
     biased: ArrayDump,
 ) -> None:
-    component = int(biased.components.index[biased.components["id"] == CARRIER][0])
-    table = removal(biased, [component])
-    worst = table[table["group"] == "worst"].set_index(["method", "draw"])["accuracy"]
-    assert worst["ablated", 0] > worst["full", 0] + 0.15
-    others = table[(table["method"] == "random") & (table["group"] == "worst")]
-    missed = [ids != [CARRIER] for ids in others["ablated"]]
-    assert max(others["accuracy"][missed]) < worst["full", 0] + 0.05
-    mean = table[table["group"] == "mean"].set_index(["method", "draw"])["accuracy"]
-    assert mean["ablated", 0] > mean["full", 0]
-    assert table[table["method"] == "ablated"]["ablated"].iloc[0] == [CARRIER]
+    found = removed(biased, top_k=1)
+    assert found.ablated == (CARRIER,)
+    gain = accuracy(found.table, "ablated", "worst") - accuracy(found.table, "full", "worst")
+    assert gain > 0.15
+    mean = accuracy(found.table, "ablated", "mean") - accuracy(found.table, "full", "mean")
+    assert mean > 0
+    others = found.table[(found.table["method"] == "random") & (found.table["group"] == "worst")]
+    assert others["draw"].nunique() == 20
+    missed = [CARRIER not in ids for ids in others["ablated"]]
+    assert max(others["accuracy"][missed]) < accuracy(found.table, "full", "worst") + 0.05
+    labelled = found.table[found.table["method"] == "group_labels"]["ablated"].iloc[0]
+    assert CARRIER in labelled
+    early = found.table[found.table["method"] == "early"]["ablated"].iloc[0]
+    assert all(name.startswith(("blocks.0", "blocks.1", "stem")) for name in early)
+    published = found.table[found.table["method"] == "published"]
+    assert (published["components"] == 10).all() and CARRIER in published["ablated"].iloc[0]
+
+
+def test_the_number_is_chosen_on_the_split_of_selection_without_group_labels(
+    biased: ArrayDump,
+) -> None:
+    found = removed(biased, max_k=5)
+    choices = found.choices
+    assert choices["components"].tolist() == list(range(6))
+    best = choices[choices["chosen"]].iloc[0]
+    assert choices["chosen"].sum() == 1
+    assert best["class_accuracy"] == choices["class_accuracy"].max()
+    assert best["components"] == len(found.ablated) >= 1
+    shuffled = biased.manifest["group"].sample(frac=1.0, random_state=0).to_numpy()
+    biased.manifest["group"] = shuffled  # other groups, the same choice
+    assert removed(biased, max_k=5).ablated == found.ablated
+
+
+def test_intervals_are_over_redraws_that_keep_the_groups(biased: ArrayDump) -> None:
+    summary = removed(biased, top_k=1, seeds=8).summary
+    row = summary[(summary["method"] == "ablated") & (summary["group"] == "worst")].iloc[0]
+    assert row["seeds"] == 8
+    assert row["gain_low"] <= row["gain_high"] and row["gain_low"] > 0
+    full = summary[summary["method"] == "full"]
+    assert (full["gain"] == 0).all() and (full["gain_high"] == 0).all()
+    groups = np.array(["a"] * 5 + ["b"] * 30)
+    drawn = groups[within_groups(groups, np.random.default_rng(0))]
+    assert (drawn == "a").sum() == 5 and len(set(drawn.tolist())) == 2
+
+
+def test_the_values_are_those_of_mean_ablation_done_the_long_way(biased: ArrayDump) -> None:
+    found = removed(biased, top_k=2)
+    test = images_of_split(biased.manifest, "test")
+    means = biased.values[images_of_split(biased.manifest, "val")].mean(axis=0)
+    keep = ~biased.components["id"].isin(found.ablated).to_numpy()
+    labels = biased.manifest["label"].to_numpy()[test].tolist()
+    logits = found.classifier.logits(mean_ablate(biased.values[test], means, keep))
+    by_hand = found.classifier.accuracy(logits, found.classifier.encode(labels))
+    assert accuracy(found.table, "ablated", "test") == by_hand
+    shift = found.classifier.weight @ means[~keep].sum(axis=0)
+    np.testing.assert_allclose(found.shift, shift, atol=1e-4)
 
 
 def test_the_carrier_of_the_cue_is_found_by_its_words_on_the_selection_split(
@@ -83,7 +120,7 @@ def test_the_carrier_of_the_cue_is_found_by_its_words_on_the_selection_split(
 
 
 def test_nothing_ablated_is_the_full_model(biased: ArrayDump) -> None:
-    table = removal(biased, [])
+    table = removed(biased, top_k=0).table
     full = table[table["method"] == "full"]["accuracy"].tolist()
     assert full == table[table["method"] == "ablated"]["accuracy"].tolist()
 

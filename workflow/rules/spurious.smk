@@ -1,6 +1,9 @@
 # Spurious: accuracy per group when the components of a spurious cue are mean-ablated. Reads the
 # dump of one model on one data set, its maps and the embeddings of the words; writes
-# applications/spurious/{model}/{dataset}.parquet.
+# applications/spurious/{model}/{dataset}.parquet, beside it a summary over redraws of the images, how
+# many components were tried, and the ablation as a module (pipeline_lib.repair.load_repair).
+
+CUE = f"{RESULTS}/applications/spurious/{{model}}/{{dataset}}"
 
 
 rule spurious:
@@ -10,7 +13,10 @@ rule spurious:
         maps=lambda wildcards: maps_of(wildcards.model),
         texts=lambda wildcards: texts_of(space_of(wildcards.model)),
     output:
-        table=f"{RESULTS}/applications/spurious/{{model}}/{{dataset}}.parquet",
+        table=f"{CUE}.parquet",
+        summary=f"{CUE}.summary.parquet",
+        choices=f"{CUE}.choices.parquet",
+        repair=f"{CUE}.repair.safetensors",
     params:
         version=STAGE_VERSIONS["spurious"],
         asked=lambda wildcards: section(CONFIG.applications.spurious),
