@@ -7,10 +7,10 @@ ahead in a thread, so that decompressing and computing overlap, and never holds 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -129,18 +129,48 @@ def read_pass(
     tuple
         Places in `index`, and the contributions of the images there.
     """
+    yield from _ahead(source, index, components, lambda at: source.contributions(at, components))
+
+
+def read_both(
+    source: ContributionSource, index: Int[np.ndarray, " n"], *, decode: bool = True
+) -> Iterator[tuple[slice, Float[np.ndarray, "b c d"], Float[np.ndarray, "b r"] | None]]:
+    """Contributions of all components as `read_pass` gives them, with their stored coordinates.
+
+    The coordinates are None where the source has none (`Dump.coordinates`); the contributions are
+    empty where they are not to be decoded.
+    """
+    factors = getattr(source, "factors", None)
+
+    def read(at: Int[np.ndarray, " b"]) -> tuple[Any, Any]:
+        if factors is None:
+            return source.contributions(at), None
+        found = source.coordinates(at)  # type: ignore[attr-defined]
+        return factors.decode(found) if decode else np.empty((len(at), 0, 0), np.float32), found
+
+    for where, (values, found) in _ahead(source, index, None, read):
+        yield where, values, found
+
+
+def _ahead(
+    source: ContributionSource,
+    index: Int[np.ndarray, " n"],
+    components: Sequence[int] | None,
+    read: Callable[[Int[np.ndarray, " b"]], Any],
+) -> Iterator[tuple[slice, Any]]:
+    """What `read` gives for piece after piece, always one read ahead in a thread."""
     if len(index) == 0:
         return
     count = len(source.components) if components is None else len(components)
     width = source.representation(index[:1]).shape[1]
     pieces = list(batches(index, count, width))
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(source.contributions, pieces[0], components)
+        ahead = reader.submit(read, pieces[0])
         start = 0
         for number, piece in enumerate(pieces):
             values = ahead.result()
             if number + 1 < len(pieces):
-                ahead = reader.submit(source.contributions, pieces[number + 1], components)
+                ahead = reader.submit(read, pieces[number + 1])
             yield slice(start, start + len(piece)), values
             start += len(piece)
 

@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float, Int
 
 from pipeline_lib.errors import DataError, close_matches
+from pipeline_lib.mapped import mapped_representation, maps_on_coordinates
 from pipeline_lib.maps import Maps
-from pipeline_lib.passes import ContributionSource, read_pass
+from pipeline_lib.passes import ContributionSource, read_both
 
 #: How components are ranked: by their score on the property, or by how far it exceeds their best
 #: score on another one.
@@ -178,8 +179,8 @@ def take_sums(
     whole = _Whole(source, index, maps)
     directions = torch.from_numpy(np.ascontiguousarray(texts.directions))
     maps.check(count, texts.directions.shape[1])
-    for where, values in read_pass(source, index):
-        whole.add(where, values)
+    for where, values, coordinates in read_both(source, index):
+        whole.add(where, values, coordinates)
         if visit is not None:
             visit.add(where, values)
         data = torch.from_numpy(values).transpose(0, 1)
@@ -270,15 +271,21 @@ class _Whole:
         self, source: ContributionSource, index: Int[np.ndarray, " n"], maps: Maps
     ) -> None:
         self._maps = maps
-        shared = maps.weights is None or len(maps.weights) == 1
-        self._each = not shared
-        if shared:
-            z = torch.from_numpy(source.representation(index))
-            matrix = torch.eye(z.shape[1]) if maps.weights is None else maps.weights[0]
-            self.mapped = (z @ matrix + maps.bias).numpy()
-        else:
-            self.mapped = np.empty((len(index), len(maps.bias)), dtype=np.float32)
-
-    def add(self, where: slice, values: Float[np.ndarray, "b c d"]) -> None:
+        self._each = maps.weights is not None and len(maps.weights) > 1
+        self._blocks = maps_on_coordinates(source, maps)
         if self._each:
+            self.mapped = np.empty((len(index), len(maps.bias)), dtype=np.float32)
+        else:
+            self.mapped = mapped_representation(source, index, maps)
+
+    def add(
+        self,
+        where: slice,
+        values: Float[np.ndarray, "b c d"],
+        coordinates: Float[np.ndarray, "b r"] | None,
+    ) -> None:
+        if self._each and self._blocks is not None and coordinates is not None:
+            found = torch.from_numpy(coordinates) @ self._blocks + self._maps.bias
+            self.mapped[where] = found.numpy()
+        elif self._each:
             self.mapped[where] = self._maps.apply_total(torch.from_numpy(values)).numpy()

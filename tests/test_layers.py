@@ -23,7 +23,7 @@ LAYERS = (
         "validation_page", "comparison", "hierarchy", "reconstruction",
         "passes", "classify", "ablation", "ablation_plan", "retrieval", "heatmaps", "segmentation",
         "segmentation_counts", "baseline_maps", "token_recipes", "retrieval_metrics",
-        "retrieval_truth", "groups", "repair", "retrieval_ways", "codes",
+        "retrieval_truth", "groups", "repair", "mapped", "retrieval_ways", "codes",
         "spurious",
     },
     {
