@@ -92,11 +92,11 @@ def _agreements(scores: pd.DataFrame, known: pd.DataFrame, images: int) -> dict[
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown: one row per model and method, then the means over models."""
-    numbers = ["cosine", "recall_at_1", "decodability", "ablation_loss", "margin_loss"]
+    numbers = ["cosine", "recall_at_1", "decodability", "ablation_loss", "joint_loss"]
     means = table.groupby("method", sort=False)[[*numbers, "seconds", "confirmed"]].mean()
     lines = [
         "| model | method | held-out cosine | recall@1 | decodability | ablation loss | "
-        "margin loss | confirmed of 4 | seconds |",
+        "joint loss | confirmed of 4 | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     every = pd.concat([table, means.reset_index().assign(model="**mean**")])
@@ -111,7 +111,7 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 def page(table: pd.DataFrame, command: str) -> str:
     """The page docs/maps.md."""
-    best = table.groupby("method")[["cosine", "decodability", "ablation_loss"]].mean()
+    best = table.groupby("method")[["cosine", "decodability", "joint_loss", "confirmed"]].mean()
     wins = ", ".join(f"{best[name].idxmax()} by {name}" for name in best.columns)
     return "\n".join(
         [
@@ -120,10 +120,10 @@ def page(table: pd.DataFrame, command: str) -> str:
             f"Made on {date.today().isoformat()} by `{command}` on {platform.machine()} "
             f"({torch.get_num_threads()} threads), from {int(table['images'].max())} images of "
             "each model (test images left out). Cosine and recall are those of held-out images. "
-            "Decodability, ablation loss and margin loss are Spearman correlations, over "
+            "Decodability, ablation loss and joint loss are Spearman correlations, over "
             "components and averaged over factors, between the score that follows from the map "
             "and that truth; *confirmed* counts the factors among colour, shape, texture and scene "
-            "whose first component is in the top decile of both decodability and ablation loss. "
+            "whose first component is in the top decile of both decodability and joint loss. "
             "No map was fitted to any of these truths.",
             "",
             as_markdown(table),

@@ -1,11 +1,11 @@
 """What is known of each component: what its part in the true factors is, and in CLIP's ranking.
 
-Truths, each a number per component and feature: `decodability`, how well the factor is read off
-the component alone; `ablation_loss` and `margin_loss`, what replacing the component by its mean
-costs a reader of the whole; `clip_agreement`, how alike the component and the reference CLIP rank
-the images for the feature's descriptors. `validation` holds scores against them. Axis letters: `c`
-component, `f` factor or feature, `r` coordinates of all components, `v` value of a factor, `s`
-shuffle.
+Truths, each a number per component and feature: `decodability`, how well the factor is read off the
+component alone; `ablation_loss`, `joint_loss` and `margin_loss`, what replacing the component by
+its mean costs a reader of the whole; `clip_agreement`, how alike the component and the reference
+CLIP rank the images for the feature's descriptors. `validation` holds scores against them. Axis
+letters: `c` component, `f` factor or feature, `r` coordinates of all components, `v` value of a
+factor, `s` shuffle.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ from pipeline_lib.errors import DataError
 from pipeline_lib.scores import Moments
 
 #: Columns of table `truth` that need known factors.
-FACTOR_TRUTHS = ("decodability", "accuracy", "ablation_loss", "margin_loss")
+FACTOR_TRUTHS = ("decodability", "accuracy", "ablation_loss", "joint_loss", "margin_loss")
 #: Folds of the cross-validation of linear readers.
 FOLDS = 5
 #: Ridge of linear readers, relative to the mean variance of a coordinate.
 RIDGE = 1e-3
+#: Random halves of the components that are ablated together, at least; each with its complement.
+HALVES = 200
 
 _CHUNK = 1024
+_FEW = 128
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,12 @@ class Factors:
         blocks = [np.eye(k)[self.codes[:, i]] for i, k in enumerate(self.counts)]
         return torch.from_numpy(np.concatenate(blocks, axis=1))
 
-    def correct(self, logits: Float[Tensor, "m v"], index: np.ndarray) -> Float[np.ndarray, " f"]:
+    def correct(
+        self, logits: Float[Tensor, "*w m v"], index: Int[np.ndarray, " m"]
+    ) -> Float[np.ndarray, "*w f"]:
         """Number of right predictions of each factor."""
-        found = [logits[:, columns].argmax(dim=1).numpy() for columns in self.slices]
-        return (np.stack(found, axis=1) == self.codes[index]).sum(axis=0).astype(float)
+        found = [logits[..., columns].argmax(dim=-1).numpy() for columns in self.slices]
+        return (np.stack(found, axis=-1) == self.codes[index]).sum(axis=-2).astype(float)
 
     def margins(self, logits: Float[Tensor, "m v"], index: np.ndarray) -> Float[np.ndarray, " f"]:
         """Sum over images of the true value's logit less the mean logit of the factor."""
@@ -121,40 +126,68 @@ def decodability(
     return 1 - missed / total, right / len(encoded)
 
 
-def ablation_loss(
-    encoded: Encoded, factors: Factors, *, seed: int
-) -> tuple[Float[np.ndarray, "c f"], Float[np.ndarray, "c f"], Float[np.ndarray, " f"]]:
-    """What a reader of the representation loses when a component is replaced by its mean.
+@dataclass(frozen=True)
+class AblationLoss:
+    """What a reader of the representation loses when components are replaced by their means.
 
-    A linear reader is fitted on the whole representation and applied to images that it was not
-    fitted on, with one component after another mean-ablated (cross-validation over `FOLDS`).
+    Attributes
+    ----------
+    alone
+        Accuracy lost when the component alone is ablated `[c, f]`; negative where that helps. It is
+        0 wherever the others carry the factor too.
+    joint
+        Accuracy lost by ablating the component, on average over all sets of others that are ablated
+        with it (its Banzhaf value), estimated from random halves `[c, f]`.
+    margin
+        Loss of the margin between the true value and the mean of all, the component alone ablated
+        `[c, f]`.
+    full
+        Accuracy with nothing ablated `[f]`.
+    """
 
-    Returns
-    -------
-    tuple
-        Loss of accuracy `[c, f]`; loss of the margin between the true value and the mean of all
-        `[c, f]`, which still tells components apart where accuracy stays perfect; both negative
-        where ablation helps. Accuracy `[f]` with nothing ablated.
+    alone: Float[np.ndarray, "c f"]
+    joint: Float[np.ndarray, "c f"]
+    margin: Float[np.ndarray, "c f"]
+    full: Float[np.ndarray, " f"]
+
+
+def ablation_loss(encoded: Encoded, factors: Factors, *, seed: int) -> AblationLoss:
+    """Losses of a linear reader that is fitted on the whole representation.
+
+    It is applied to images that it was not fitted on, with components mean-ablated
+    (cross-validation over `FOLDS`).
+
+    Notes
+    -----
+    The Banzhaf value is the slope of the accuracy on which components are kept, in a least-squares
+    fit over random halves and their complements (Hammer and Holzman 1992).
     """
     bases, wanted = encoded.bases, factors.one_hot()
-    summing = bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1)).double()
+    count = len(bases.vectors)
+    summing = bases.project(torch.eye(bases.width).expand(count, -1, -1)).double()
     whole = torch.cat([encoded.rows(part).double() @ summing for part in _parts(len(encoded))])
-    right = np.zeros((len(bases.vectors), len(factors.names)))
-    margin = np.zeros_like(right)
-    full = np.zeros(len(factors.names))
+    alone = np.eye(count, dtype=np.float32)
+    halves = np.random.default_rng(seed).random((max(HALVES, 2 * count), count)) < 0.5
+    ablated = np.concatenate([np.zeros((1, count)), alone, halves, ~halves]).astype(np.float32)
+    right = np.zeros((len(ablated), len(factors.names)))
+    margin = np.zeros((count, len(factors.names)))
     for train, test in folds(len(encoded), seed):
         reader, offset = linear_reader(whole[train], wanted[train])
-        logits = whole[test] @ reader + offset
-        full += factors.correct(logits, test)
         mean = torch.from_numpy(encoded.values[train].mean(axis=0)).double()
-        centred = encoded.rows(test).double() - mean
         through = summing @ reader
-        for component, columns in enumerate(bases.slices):
-            removed = centred[:, columns] @ through[columns]
-            right[component] += factors.correct(logits - removed, test)
-            margin[component] += factors.margins(removed, test)
-    count = len(encoded)
-    return (full - right) / count, margin / count, full / count
+        for part in np.array_split(test, -(-len(test) // _FEW)):
+            centred = encoded.rows(part).double() - mean
+            removed = torch.stack([centred[:, s] @ through[s] for s in bases.slices])
+            margin += np.stack([factors.margins(logits, part) for logits in removed])
+            lost = (torch.from_numpy(ablated) @ removed.float().flatten(1)).view(
+                len(ablated), len(part), -1
+            )
+            right += factors.correct((whole[part] @ reader + offset).float() - lost, part)
+    accuracy = right / len(encoded)
+    slopes = np.concatenate([1 - ablated[1 + count :], np.ones((2 * len(halves), 1))], axis=1)
+    joint = np.linalg.lstsq(slopes, accuracy[1 + count :], rcond=None)[0][:count]
+    full = accuracy[0]
+    return AblationLoss(full - accuracy[1 : 1 + count], joint, margin / len(encoded), full)
 
 
 def clip_agreement(
@@ -257,8 +290,9 @@ def _factor_truths(
         nothing = np.zeros((len(encoded.bases.vectors), 0))
         return dict.fromkeys(FACTOR_TRUTHS, nothing)
     read, accuracy = decodability(encoded, factors, seed=seed)
-    loss, margin, _ = ablation_loss(encoded, factors, seed=seed)
-    return dict(zip(FACTOR_TRUTHS, (read, accuracy, loss, margin), strict=True))
+    loss = ablation_loss(encoded, factors, seed=seed)
+    values = (read, accuracy, loss.alone, loss.joint, loss.margin)
+    return dict(zip(FACTOR_TRUTHS, values, strict=True))
 
 
 def ranks(values: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from pipeline_lib.validation import DECILE, SCORES
+from pipeline_lib.validation import CONFIRMING, DECILE, SCORES
 
 #: Factors that name what is in a picture; the others name where, how large and how many.
 MAIN = ("colour", "shape", "texture", "scene")
@@ -35,9 +35,10 @@ def validation_page(tables: Mapping[str, pd.DataFrame], made: Mapping[str, str])
         "*held out*. The truths are in the table `truth`, their meaning in `docs/artifacts.md`: "
         "*decodability*, how well a linear reader tells the factor from the component alone (R² on "
         "images it was not fitted on); *ablation loss*, the accuracy that a linear reader of the "
-        "whole representation loses when the component is replaced by its mean; *margin loss*, the "
-        "same for its margin; *clip*, Spearman correlation over images of what the component and "
-        "the reference CLIP say of the feature's words.",
+        "whole representation loses when the component is replaced by its mean; *joint loss*, the "
+        "same on average over sets of others replaced with it; *margin loss*, as ablation loss but "
+        "for the reader's margin; *clip*, Spearman correlation over images of what the component "
+        "and the reference CLIP say of the feature's words.",
         _confirmed(tables["confirmed"]),
         _agreement(tables["validation"]),
         _by_factor(tables["validation"]),
@@ -60,23 +61,33 @@ def _confirmed(table: pd.DataFrame) -> str:
     rows = []
     for row in table.to_dict("records"):
         cells = [row["model"], row["feature"], f"`{row['top']}`", f"{row['score']:.2f}"]
-        for truth in ("decodability", "ablation_loss"):
+        for truth in CONFIRMING:
             place = 1 + round((1 - row[f"{truth}_percentile"]) * row["components"])
             cells.append(f"{row[f'{truth}_value']:.3f} ({place} of {row['components']})")
-        rows.append([*cells, "yes" if row["confirmed"] else "**no**"])
+        verdicts = [row["confirmed"], row["confirmed_alone"]]
+        rows.append([*cells, *("yes" if verdict else "**no**" for verdict in verdicts)])
     main = table[table["feature"].isin(MAIN)]
-    whole = main.groupby("model", sort=False)["confirmed"].agg(["sum", "size"])
-    all_four = [str(model) for model, row in whole.iterrows() if row["sum"] == row["size"]]
+    joint, alone = (_count(main, column) for column in ("confirmed", "confirmed_alone"))
     text = (
         "## Is the component that a score names first the right one?\n\n"
-        "For each known factor the component with the highest score, its value in the two truths "
-        "and its place in them among the components that vary. Confirmed: in both, fewer than "
-        f"{1 - DECILE:.0%} of the components are above it, and the median component is below it. "
-        f"Of colour, shape, texture and scene {int(main['confirmed'].sum())} of {len(main)} are "
-        f"confirmed; all of them in {', '.join(all_four) or 'no model'}.\n\n"
+        "For each known factor the component with the highest score, its value in the truths and "
+        "its place in them among the components that vary. Confirmed: in decodability and in an "
+        f"ablation loss, fewer than {1 - DECILE:.0%} of the components are above it, and the "
+        "median component is below it. Where several components carry a factor, ablating one of "
+        "them alone costs nothing, so that loss tells nothing apart; *joint loss* is what its "
+        "ablation costs on average when random halves of the others are ablated with it. Of "
+        f"colour, shape, texture and scene {joint} by joint loss, and {alone} by the loss of "
+        "ablating it alone.\n\n"
     )
     head = ["model", "factor", "first component", "score", "decodability", "ablation loss"]
-    return text + _table([*head, "confirmed"], rows)
+    return text + _table([*head, "joint loss", "confirmed", "ablated alone"], rows)
+
+
+def _count(main: pd.DataFrame, column: str) -> str:
+    whole = main.groupby("model", sort=False)[column].agg(["sum", "size"])
+    all_four = [str(model) for model, row in whole.iterrows() if row["sum"] == row["size"]]
+    number = f"{int(main[column].sum())} of {len(main)} are confirmed"
+    return f"{number} (all of them in {', '.join(all_four) or 'no model'})"
 
 
 def _agreement(table: pd.DataFrame) -> str:

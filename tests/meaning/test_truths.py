@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from known_world import C, E, N, normal, planted, world
 
 from pipeline_lib.coordinates import Source, encode
@@ -18,6 +21,7 @@ from pipeline_lib.truths import (
     clip_agreement,
     decodability,
     folds,
+    linear_reader,
     truth_table,
 )
 
@@ -41,7 +45,8 @@ def test_r2_tells_perfect_readers_apart() -> None:
 
 
 def test_ablating_the_carrier_costs_most() -> None:
-    loss, margin, full = ablation_loss(*planted(), seed=0)
+    found = ablation_loss(*planted(), seed=0)
+    loss, margin, full = found.alone, found.margin, found.full
     assert full.min() > 0.97
     assert int(loss[:, 0].argmax()) == int(margin[:, 0].argmax()) == 1
     assert int(loss[:, 1].argmax()) == int(margin[:, 1].argmax()) == 3
@@ -49,6 +54,46 @@ def test_ablating_the_carrier_costs_most() -> None:
     assert abs(loss[3, 0]) < 0.02
     assert loss[4].tolist() == [0.0, 0.0]
     np.testing.assert_allclose(margin.sum(axis=0), margin[[1, 2, 3]].sum(axis=0), atol=0.02)
+
+
+def test_loss_of_components_that_stand_in_for_each_other() -> None:
+    """Two components say the same: neither is missed alone, both count where halves are ablated."""
+    contributions, images, _ = world(noise=0.05)
+    contributions[:, 0] = contributions[:, 1] + 0.05 * normal(N, E, seed=7)
+    contributions[:, 2] = 0.05 * normal(N, E, seed=8)
+    encoded = encode(Source.of_array(contributions))
+    found = ablation_loss(encoded, Factors.of(images, ["colour", "shape"]), seed=0)
+    assert found.full.min() == 1.0
+    assert abs(found.alone[:2, 0]).max() < 0.02
+    assert found.joint[:2, 0].min() > 0.2
+    assert abs(found.joint[2:, 0]).max() < 0.05
+    assert int(found.joint[:, 1].argmax()) == 3
+    # Accuracy is 1 with either of the two, about 0.4 with none: each is missed in half the cases.
+    without = 1 - 2 * found.joint[0, 0]
+    assert 0.2 < without < 0.55
+
+
+def test_joint_loss_is_the_mean_over_all_sets() -> None:
+    """Against all 16 sets of the four components that vary."""
+    contributions, images, _ = world(noise=0.6)
+    encoded, factors = encode(Source.of_array(contributions)), Factors.of(images, ["colour"])
+    values = contributions.double()
+    wanted, accuracy = factors.one_hot(), {}
+    for kept in itertools.product((0.0, 1.0), repeat=4):
+        right = 0.0
+        for train, test in folds(N, seed=0):
+            reader, offset = linear_reader(values.sum(1)[train], wanted[train])
+            mean = values[train].mean(0)
+            shown = torch.tensor([*kept, 1.0]).double()[:, None]
+            images_ = (mean + shown * (values[test] - mean)).sum(1)
+            right += factors.correct(images_ @ reader + offset, test)[0]
+        accuracy[kept] = right / N
+    want = [
+        np.mean([(1 if kept[c] else -1) * accuracy[kept] for kept in accuracy]) * 2
+        for c in range(4)
+    ]
+    got = ablation_loss(encoded, factors, seed=0).joint[:4, 0]
+    np.testing.assert_allclose(got, want, atol=0.02)
 
 
 def test_loss_is_that_of_ablating_by_hand() -> None:
@@ -66,7 +111,7 @@ def test_loss_is_that_of_ablating_by_hand() -> None:
         without = whole[test] - part[test] + part[train].mean(axis=0)
         for images, sign in ((whole[test], 1), (without, -1)):
             lost += sign * (reader.predict(images).argmax(1) == factors.codes[test, 0]).sum()
-    assert ablation_loss(encoded, factors, seed=0)[0][1, 0] == pytest.approx(lost / N, abs=1e-9)
+    assert ablation_loss(encoded, factors, seed=0).alone[1, 0] == pytest.approx(lost / N, abs=1e-9)
 
 
 def clip_world(seed: int = 5):

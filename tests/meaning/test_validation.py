@@ -69,14 +69,14 @@ def test_validation_finds_the_carrier_and_random_scores_do_not(tables) -> None:
     table = validation_table(*tables, images=N, draws=40, seed=0)
     rows = table.query("across == 'components' and score == 'score' and feature != ''")
     rows = rows.set_index(["truth", "feature"])
-    measured = ["decodability", "ablation_loss", "margin_loss", "clip"]
+    measured = ["decodability", "ablation_loss", "joint_loss", "margin_loss", "clip"]
     assert (rows.loc[measured, "percentile"] == 1.0).all()
     for truth in measured:
         assert rows.loc[(truth, "colour"), "top"] == "c1"
         assert rows.loc[(truth, "shape"), "top"] == "c3"
     assert set(table["score"]) == {"score", "score_published", "variance_explained", "random"}
     assert (table["low"] <= table["value"] + 1e-9).all()
-    assert len(table) == 5 * 4 * 3  # two features and their mean; nothing across features
+    assert len(table) == 6 * 4 * 3  # two features and their mean; nothing across features
     again = validation_table(*tables, images=N, draws=40, seed=0)
     pd.testing.assert_frame_equal(table, again)
 
@@ -108,6 +108,7 @@ def test_across_features() -> None:
     truth = scores[["feature", "component"]].assign(
         decodability=scores["score"] ** 3,
         ablation_loss=np.nan,
+        joint_loss=np.nan,
         margin_loss=np.nan,
         clip=np.nan,
         clip_shuffled=None,
@@ -123,20 +124,22 @@ def test_across_features() -> None:
 def test_the_carrier_is_confirmed_and_a_wrong_top_is_not(tables) -> None:
     scores, truths = tables
     table = confirmed_table(scores, truths).set_index("feature")
-    assert table["confirmed"].all()
+    assert table["confirmed"].all() and table["confirmed_alone"].all()
     assert table["top"].to_dict() == {"colour": "c1", "shape": "c3"}
     assert (table["components"] == C - 1).all()  # the constant one is no candidate
     wrong = scores.assign(score=(scores["component"] == 2).astype(float))
     refused = confirmed_table(wrong, truths).set_index("feature")
     assert refused["top"].tolist() == ["c2", "c2"]
-    assert not refused["confirmed"].any()
+    assert not refused["confirmed"].any() and not refused["confirmed_alone"].any()
     assert refused.loc["colour", "decodability_best"] == "c1"
     assert refused.loc["colour", "decodability_percentile"] == pytest.approx(3 / 4)
 
 
 def test_a_truth_that_tells_nothing_apart_confirms_nothing(tables) -> None:
     scores, truths = tables
-    assert not confirmed_table(scores, truths.assign(ablation_loss=0.0))["confirmed"].any()
+    alone = confirmed_table(scores, truths.assign(ablation_loss=0.0))
+    assert alone["confirmed"].all() and not alone["confirmed_alone"].any()
+    assert not confirmed_table(scores, truths.assign(joint_loss=0.0))["confirmed"].any()
 
 
 def test_a_feature_that_is_no_known_factor_is_left_out(tables) -> None:
