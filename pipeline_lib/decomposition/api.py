@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -42,6 +42,9 @@ class Decomposition:
         pooled stream before a nonlinear head (which is then named).
     layout
         Per token only: what the axis `t` holds (leading tokens, patch grid, constants).
+    frozen
+        Nonlinearities on the residual stream that were passed with their gate or their selection
+        frozen: module, operation, detail. Empty for most models.
     """
 
     values: Float[Tensor, "n c *rest"]
@@ -50,6 +53,7 @@ class Decomposition:
     error: Float[Tensor, " n"]
     readout: str
     layout: TokenLayout | None = None
+    frozen: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def normalized(self) -> Float[Tensor, "n d"]:
@@ -86,6 +90,7 @@ def decompose(
     components: Sequence[int | str] | None = None,
     directions: Float[Tensor, "k d"] | None = None,
     bias: str = "separate",
+    freeze_gates: bool = True,
 ) -> Decomposition:
     """Contributions of every component of a model to its representation of each image.
 
@@ -107,6 +112,9 @@ def decompose(
     bias
         `"separate"`: biases and the additive parts of norms are a component of their own.
         `"even"`: they are split evenly over all other components (as published in P1 and P2).
+    freeze_gates
+        Pass a self-gating activation `x * g(x)` on the residual stream with `g(x)` frozen, and
+        max pooling with its choice frozen; both are listed in `frozen`. False: refuse such models.
 
     Returns
     -------
@@ -133,15 +141,18 @@ def decompose(
         raise ModelError(f"per={per!r}: {close_matches(per, ('layer', 'head', 'token'))}")
     if bias not in ("separate", "even"):
         raise ModelError(f"bias={bias!r}: {close_matches(bias, ('separate', 'even'))}")
-    plan = plan_for(module, images)
+    plan = plan_for(module, images, freeze_gates=freeze_gates)
     with torch.no_grad():
         if per == "token":
             tokens = token_plan(plan)
             run, representation = start(plan, images, tokens.runner, tokens.taps)
             return _per_token(plan, run, representation, components, directions)
         run, representation = start(plan, images)
-        values = all_contributions(plan, run, representation)
-        error = relative_error(values, representation)
+        early = directions is not None and plan.dense  # dense readouts cost by the column
+        if directions is not None:
+            directions = _directions(directions, representation)
+        values = all_contributions(plan, run, representation, directions if early else None)
+        error = relative_error(values, representation @ directions.T if early else representation)
         table = plan.components
         if per == "layer":
             values, table = _per_layer(values, table)
@@ -150,12 +161,14 @@ def decompose(
         wanted = select(table, components)
         if wanted is not None:
             values, table = values[:, wanted], table.iloc[wanted].reset_index(drop=True)
-        if directions is not None:
-            values = values @ _directions(directions, values).T
-        return Decomposition(values, table.copy(), representation, error, plan.readout)
+        if directions is not None and not early:
+            values = values @ directions.T
+        return Decomposition(
+            values, table.copy(), representation, error, plan.readout, frozen=plan.frozen
+        )
 
 
-def plan_for(model: object, images: Tensor) -> Plan:
+def plan_for(model: object, images: Tensor, *, freeze_gates: bool = True) -> Plan:
     """The plan for a model at these images' shape, dtype and device; made once and reused."""
     module = _module(model)
     if module.training:
@@ -165,10 +178,10 @@ def plan_for(model: object, images: Tensor) -> Plan:
             f"images must be floating-point [n, 3, h, w]; got {images.dtype} {tuple(images.shape)}"
         )
     plans = _PLANS.setdefault(module, {})
-    key = (tuple(images.shape[1:]), images.dtype, images.device)
+    key = (tuple(images.shape[1:]), images.dtype, images.device, freeze_gates)
     if key not in plans:
         with torch.no_grad():
-            plans[key] = make_plan(module, images)
+            plans[key] = make_plan(module, images, freeze_gates=freeze_gates)
     return plans[key]
 
 
@@ -245,4 +258,6 @@ def _per_token(
     if wanted is None and directions.shape[0] == plan.width:
         error = relative_error(values.sum(2), representation @ directions.T)
     table = plan.components.iloc[rows].reset_index(drop=True)
-    return Decomposition(values, table, representation, error, plan.readout, layout)
+    return Decomposition(
+        values, table, representation, error, plan.readout, layout, frozen=plan.frozen
+    )

@@ -58,10 +58,26 @@ def product(facts: Facts, node: fx.Node) -> Product | None:
     left, right = node.args[:2]
     found = [_is_weights(facts, left), _is_weights(facts, right)]  # type: ignore[arg-type]
     if found[0] == found[1]:
-        return None
+        # q @ (k @ v): what a product has mixed already are the values
+        mixed = [_is_mixed(facts, left), _is_mixed(facts, right)]  # type: ignore[arg-type]
+        if mixed[0] == mixed[1]:
+            return None
+        found = [not one for one in mixed]
     if found[0]:
         return Product(node, right, left, False)  # type: ignore[arg-type]
     return Product(node, left, right, True)  # type: ignore[arg-type]
+
+
+def _is_mixed(facts: Facts, node: fx.Node) -> bool:
+    """Whether a factor is itself the result of an attention product."""
+    while node.op == "call_function" and node.args:
+        if is_product(facts, node):
+            return product(facts, node) is not None
+        dependent = [other for other in node.args[:2] if facts.depends(other)]
+        if op_name(node) not in (*_PLAIN, *RULES) or len(dependent) != 1:
+            return False
+        node = dependent[0]  # type: ignore[assignment]
+    return False
 
 
 _PLAIN = ("add", "sub", "mul", "div", "where", "masked_fill")
@@ -142,14 +158,14 @@ def through(context: Context, found: Product, readout: Readout) -> Readout:
     rank = len(readout.full)
     query_axis = rank - 1 if found.right else rank - 2
     if readout.m.full(query_axis):
-        readout = readout.spread_products([query_axis], context.bound)
+        try:
+            readout = readout.spread_products([query_axis], context.bound)
+        except TooWide:
+            readout = readout.densified()
     before = facts.shape(found.values)
     weights = attention_weights(context, found)
     tokens = before[found.token_axis]
     lead = [a for a in range(rank) if a not in (rank - 1, rank - 2)]
-    channel_axis = rank - 2 if found.right else rank - 1
-    if readout.w.full(channel_axis):
-        readout = readout.spread_weights([channel_axis], context.bound)
     w = readout.w.spread([a for a in lead if not readout.w.full(a)], readout.full)
     single = not w.full(query_axis)
     box = w.box[query_axis]

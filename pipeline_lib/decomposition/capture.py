@@ -173,7 +173,7 @@ def _functional_twin(node: fx.Node) -> Callable[..., object] | None:
 def _make_functional(graph: fx.Graph) -> None:
     """Replace operations that write in place by their twins that return a new tensor.
 
-    An in-place write through a view (`x[:, 0].add_(1)`) has no twin of this kind and is refused.
+    A write into a part (`x[:, 0] = y`) becomes a new whole with that part replaced.
     """
     for node in list(graph.nodes):
         if node.op != "call_function" or not op_name(node).endswith("_"):
@@ -185,13 +185,39 @@ def _make_functional(graph: fx.Graph) -> None:
         written = node.args[0]
         if twin is None or not isinstance(written, fx.Node):
             raise DecompositionRefused(f"in-place operation {node.target} {where(node)}")
-        if op_name(written) in ("select", "slice", "getitem", "index", "narrow"):
-            raise DecompositionRefused(
-                f"in-place operation {node.target} writes through a view {where(node)}"
-            )
-        node.target = twin
-        later = _after(graph, node)
-        written.replace_all_uses_with(node, delete_user_cb=lambda user: user in later)  # noqa: B023
+        if op_name(node) == "copy_":
+            node.target, node.args = torch.ops.aten.expand_as.default, (node.args[1], written)
+        else:
+            node.target = twin
+        part: fx.Node = node
+        while op_name(written) in ("select", "slice", "getitem", "index", "narrow"):
+            _replace_later(graph, written, part)
+            part = _with_part(graph, written, part)
+            written = written.args[0]
+        _replace_later(graph, written, part)
+
+
+def _with_part(graph: fx.Graph, view: fx.Node, part: fx.Node) -> fx.Node:
+    """The tensor that a view was taken of, with the view's part replaced."""
+    scatter = {
+        "slice": torch.ops.aten.slice_scatter.default,
+        "select": torch.ops.aten.select_scatter.default,
+    }.get(op_name(view))
+    whole = view.args[0]
+    if scatter is None or not isinstance(whole, fx.Node):
+        raise DecompositionRefused(
+            f"an in-place operation writes through {op_name(view)} {where(part)}"
+        )
+    with graph.inserting_after(part):
+        new = graph.call_function(scatter, (whole, part, *view.args[1:]), view.kwargs)
+    new.meta = {**part.meta, "val": whole.meta["val"]}
+    return new
+
+
+def _replace_later(graph: fx.Graph, old: fx.Node, new: fx.Node) -> None:
+    """Let everything behind `new` read it in place of `old`."""
+    later = _after(graph, new)
+    old.replace_all_uses_with(new, delete_user_cb=lambda user: user in later)
 
 
 def _after(graph: fx.Graph, node: fx.Node) -> set[fx.Node]:

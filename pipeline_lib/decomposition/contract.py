@@ -72,10 +72,13 @@ def contract(
     Returns
     -------
     Tensor
-        `[n, *keep, *tokens, d]`, or `k` in place of `d`.
+        `[n, *keep, *tokens, d]`, or `k` in place of `d`: the directions, or for a dense readout
+        the columns of the run.
     """
     full, batch = readout.full, run.batch
     names = _letters(full)
+    if readout.dense:
+        return _contract_dense(run, value, readout, keep, before, tokens)
     if tokens is not None:
         readout = Readout(readout.w.dense(range(len(full)), full), readout.m, full)
     w = run.get(readout.w.lazy)
@@ -104,6 +107,29 @@ def contract(
         raise AssertionError(f"axes {missing} are in no factor")
     result = _product(pooled, pooled_names, m_flat, m_names, out)
     return result if batched else result.expand(batch, *result.shape)
+
+
+def _contract_dense(
+    run: Run, value: Tensor | None, readout: Readout, keep: Sequence[int], before: int,
+    tokens: Sequence[int] | None,
+) -> Tensor:  # fmt: skip
+    """The contraction with a readout that holds one product per column."""
+    full, batch, names = readout.full, run.batch, _letters(readout.full)
+    if tokens is not None:
+        readout = Readout(readout.w.dense(range(len(full)), full), readout.m, full)
+    kept = "".join(names[axis][-1] for axis in [*keep, *(tokens or ())])
+    w = _split_batch(run.get(readout.w.lazy), full, 1, batch, before)
+    w, w_names = _present(w, "r" + "".join(names))
+    if value is None:
+        pooled, found = _pool_ones(w, w_names, full, names, kept, batch, readout)
+    else:
+        pooled, found = _pool(w, w_names, value, readout, names, "", kept, batch, before)
+    out = ("b" if "b" in found else "") + kept
+    for letter in out:
+        if letter not in found:
+            raise AssertionError(f"axis {letter} is in no factor")
+    pooled = torch.einsum(f"{found}->{out}r", pooled)
+    return pooled if "b" in found else pooled.expand(batch, *pooled.shape)
 
 
 def _product(a: Tensor, a_names: str, b: Tensor, b_names: str, out: str) -> Tensor:

@@ -15,6 +15,7 @@ from pipeline_lib.errors import DecompositionRefused
 
 RESHAPES = (
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze",
+    "view_as", "reshape_as",
 )  # fmt: skip
 
 
@@ -112,7 +113,8 @@ class Facts:
         """Value of a node (or number) that does not depend on the pixels."""
         if not isinstance(operand, fx.Node):
             value = operand
-            return Lazy(lambda run: torch.as_tensor(value), static=True)
+            kind = torch.float64 if isinstance(value, float) else None
+            return Lazy(lambda run: torch.as_tensor(value, dtype=kind), static=True)
         found = self._constants.get(operand)
         if found is None:
             node = operand

@@ -12,7 +12,8 @@ from torch import fx, nn
 
 from pipeline_lib.decomposition.capture import Capture, Representation, capture
 from pipeline_lib.decomposition.facts import Facts
-from pipeline_lib.decomposition.operations import op_name, where
+from pipeline_lib.decomposition.heads import channel_axes, separate_heads
+from pipeline_lib.decomposition.operations import module_path, op_name, where
 from pipeline_lib.decomposition.readout import Run
 from pipeline_lib.decomposition.rules import Constant, Context
 from pipeline_lib.decomposition.walk import Leaf, Walk
@@ -56,10 +57,26 @@ class Plan:
     versions: tuple[tuple[int, int], ...] = field(default_factory=tuple)
     tokens: object | None = None
     groups: Any = None
+    dense_entries: int = 0
+
+    @property
+    def dense(self) -> bool:
+        """Whether some readouts are evaluated column by column of `z`."""
+        return self.dense_entries > 0
+
+    @property
+    def frozen(self) -> pd.DataFrame:
+        """Nonlinearities on the residual stream that are frozen at their value: module, operation,
+        detail (`frozen gate` or `frozen selection`)."""
+        rows = self.table[self.table["detail"].isin(["frozen gate", "frozen selection"])]
+        return rows.drop(columns="role").drop_duplicates().reset_index(drop=True)
 
 
-def make_plan(model: nn.Module, images: torch.Tensor) -> Plan:
+def make_plan(model: nn.Module, images: torch.Tensor, *, freeze_gates: bool = True) -> Plan:
     """Plan for a model at the height, width, dtype and device of the images.
+
+    With `freeze_gates=False` a nonlinearity on the residual stream is refused even where it is a
+    product of its argument with a gate, or a selection (see `pipeline_lib.decomposition.frozen`).
 
     Raises
     ------
@@ -68,7 +85,8 @@ def make_plan(model: nn.Module, images: torch.Tensor) -> Plan:
     """
     representation = Representation(model).eval()
     captured = capture(representation, images)
-    walk = _walked(captured, captured.output)
+    separate_heads(captured)
+    walk = _walked(captured, captured.output, freeze_gates)
     names = {
         "pre_logits": "pre-logits feature of the library",
         "image_embedding": "projected image embedding, unnormalised",
@@ -76,30 +94,32 @@ def make_plan(model: nn.Module, images: torch.Tensor) -> Plan:
     }
     readout = names[representation.kind]
     blocked = _blocking(walk)
-    if blocked is not None:
-        output, phrase = _pooled_stream(captured, walk, blocked)
-        walk = _walked(captured, output)
-        readout = f"{phrase} before {op_name(blocked)} {where(blocked)}"
-        still = _blocking(walk)
-        if still is not None:
+    while blocked is not None:
+        if walk.joined_before(blocked):
             raise DecompositionRefused(
-                f"{op_name(still)} {where(still)} is a nonlinearity on the residual stream: what "
-                "lies before it has no direct contribution. Give the model a module that returns "
-                "a representation before that operation."
+                f"{op_name(blocked)} {where(blocked)} is a nonlinearity on the residual stream: "
+                "what lies before it has no direct contribution. Give the model a module that "
+                "returns a representation before that operation."
             )
+        output, phrase = _pooled_stream(captured, walk, blocked)
+        walk = _walked(captured, output, freeze_gates, module_path(blocked))
+        readout = f"{phrase} before {op_name(blocked)} {where(blocked)}"
+        blocked = _blocking(walk)
     return _assemble(captured, walk, readout)
 
 
-def _walked(captured: Capture, output: fx.Node) -> Walk:
+def _walked(
+    captured: Capture, output: fx.Node, freeze_gates: bool, head: str | None = None
+) -> Walk:
     """A walk from an output; repeated while attention is found that pools a stream of its own.
 
     The first walk passes no attention, so that every product that reads a hidden stream shows.
     """
-    first = Walk(captured, output, pass_through=False)
+    first = Walk(captured, output, pass_through=False, freeze_gates=freeze_gates, head=head)
     first.run()
     pools = frozenset(first.hidden_pools())
     while True:
-        walk = Walk(captured, output, pools)
+        walk = Walk(captured, output, pools, freeze_gates=freeze_gates, head=head)
         walk.run()
         more = walk.hidden_pools()
         if not more:
@@ -151,13 +171,9 @@ def _flat(captured: Capture, node: fx.Node, facts: Facts) -> fx.Node:
 
 def _mean(captured: Capture, node: fx.Node, facts: Facts) -> fx.Node:
     shape = facts.shape(node)
-    if len(shape) == 3:
-        axes = [1]
-    elif len(shape) == 4:
-        last = {len(facts.shape(user)) and op_name(user) for user in node.users}
-        channels_first = any(name.startswith(("conv", "batch_norm")) for name in last)
-        axes = [2, 3] if channels_first else [1, 2]
-    else:
+    channels = channel_axes(facts, node)
+    axes = [axis for axis in range(1, len(shape)) if axis not in channels]
+    if len(channels) != 1 or len(shape) < 3:
         raise DecompositionRefused(
             f"the stream before the head has shape {shape} {where(node)}; it cannot be pooled"
         )
@@ -217,6 +233,7 @@ def _assemble(captured: Capture, walk: Walk, readout: str) -> Plan:
     return Plan(
         captured, walk.facts, walk, walk.context, stem, leaves, walk.constants,
         walk.stem_constants, taps, walk.output, width, readout, table, components, spans, runner,
+        dense_entries=walk.dense_entries,
     )  # fmt: skip
 
 

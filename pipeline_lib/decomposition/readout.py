@@ -14,18 +14,26 @@ plain transformers, 4 per patch merging, and so on.
 Everything here is lazy: a plan builds expressions once and evaluates them per batch (`Run`). The
 shapes known when planning are *patterns*: a positive number is a fixed length, a negative one
 `-k` stands for `k` times the batch size.
+
+Behind a gate that varies along tokens and channels the two factors do not come apart any more: the
+readout is then *dense*, `w` holds one product per column of `z` (`r` is `DENSE`), and `M` nothing.
+Dense readouts are evaluated for some columns of `z` at a time (`Run.for_columns`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+
+#: Number of products of a dense readout: one per column asked for, known when it is evaluated.
+DENSE = -1
 
 Shape = tuple[int, ...]
 Box = tuple[tuple[int, int] | None, ...]
@@ -40,9 +48,17 @@ class Run:
         self.state = state
         self.values: dict[fx.Node, Tensor] = {}
         self.batch = batch
+        self.columns: Tensor | None = None
+        self.whole = self
+
+    def for_columns(self, columns: Tensor) -> Run:
+        """The same batch, for dense readouts of `z @ columns` with `columns` [d, k]."""
+        part = Run(self.weights, self.state, self.batch)
+        part.values, part.whole, part.columns = self.values, self.whole, columns
+        return part
 
     def get(self, lazy: Lazy) -> Tensor:
-        home = self.weights if lazy.static else self
+        home = self.weights if lazy.static else self if lazy.dense else self.whole
         found = home.memo.get(lazy)
         if found is None:
             found = lazy.compute(home)
@@ -51,17 +67,31 @@ class Run:
 
 
 class Lazy:
-    """A tensor computed on demand, once per batch or (static) once per set of weights."""
+    """A tensor computed on demand: once per batch, once per set of weights (static), or once per
+    set of columns (dense)."""
 
-    __slots__ = ("compute", "static")
+    __slots__ = ("compute", "dense", "static")
 
-    def __init__(self, compute: Callable[[Run], Tensor], *, static: bool) -> None:
+    def __init__(
+        self, compute: Callable[[Run], Tensor], *, static: bool, dense: bool = False
+    ) -> None:
         self.compute = compute
         self.static = static
+        self.dense = dense
 
 
 class TooWide(Exception):
     """The factored readout would need more products than the bound, or does not factor at all."""
+
+
+#: Most numbers that a factor of one readout may hold (`w`: for one image).
+MOST_ENTRIES = 2**26
+
+
+def refuse_large(entries: int) -> None:
+    """Factors that would hold too many numbers are not made."""
+    if entries > MOST_ENTRIES:
+        raise TooWide(f"a factor of {entries} numbers, more than {MOST_ENTRIES}")
 
 
 def length(dim: int, batch: int) -> int:
@@ -99,7 +129,11 @@ class Weights:
     ) -> Weights:
         lazy = self.lazy
         return Weights(
-            Lazy(lambda run: change(run.get(lazy), run), static=lazy.static and static),
+            Lazy(
+                lambda run: change(run.get(lazy), run),
+                static=lazy.static and static,
+                dense=lazy.dense,
+            ),
             self.r if r is None else r,
             self.shape if shape is None else shape,
             self.box if box is None else box,
@@ -135,11 +169,12 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """The factor `M` [r, *shape, D]: axes of length 1 or full; depends on the weights only."""
+    """The factor `M` [r, *shape, width]: axes of length 1 or full; depends on the weights only."""
 
     lazy: Lazy
     r: int
     shape: Shape
+    width: int
 
     def full(self, axis: int) -> bool:
         return self.shape[axis] != 1
@@ -156,6 +191,7 @@ class Matrix:
             Lazy(lambda run: change(run.get(lazy), run), static=True),
             self.r if r is None else r,
             self.shape if shape is None else shape,
+            self.width,
         )
 
     def spread(self, axes: Sequence[int], full: Shape) -> Matrix:
@@ -181,17 +217,46 @@ class Readout:
     def r(self) -> int:
         return self.w.r
 
+    @property
+    def dense(self) -> bool:
+        """Whether `w` holds one product per column of `z`, and `M` nothing."""
+        return self.w.r == DENSE
+
+    def densified(self) -> Readout:
+        """The same readout with `M` multiplied into `w`, column by column of `z`."""
+        if self.dense:
+            return self
+        rank = len(self.full)
+        axes = [axis for axis in range(rank) if self.m.full(axis)]
+        old_w, old_m = self.w.dense(axes, self.full), self.m
+        shape = tuple(s if s != 1 else t for s, t in zip(old_w.shape, old_m.shape, strict=True))
+
+        def multiply(run: Run) -> Tensor:
+            if run.columns is None:
+                raise AssertionError("a dense readout is evaluated for given columns")
+            w, m = run.get(old_w.lazy), run.get(old_m.lazy) @ run.columns
+            axes = string.ascii_letters[:rank]
+            return torch.einsum(f"Y{axes},Y{axes}Z->Z{axes}", w, m.to(w.dtype))
+
+        lazy = Lazy(multiply, static=False, dense=True)
+        weights = Weights(lazy, DENSE, shape, old_w.box)
+        nothing = Lazy(_no_matrix, static=True)
+        return Readout(weights, Matrix(nothing, DENSE, (1,) * rank, self.m.width), self.full)
+
     def spread_products(self, axes: Sequence[int], bound: int) -> Readout:
         """Turn the dependence of `M` on `axes` into more products: `w` then picks each index."""
         axes = [axis for axis in axes if self.m.full(axis)]
         if not axes:
             return self
+        if self.dense:
+            raise TooWide("a dense readout has no matrix")
         sizes = [self.full[axis] for axis in axes]
         count = math.prod(sizes)
         if self.r * count > bound:
             raise TooWide(f"{self.r * count} products, more than {bound}")
         rank = len(self.full)
         w = self.w.spread(axes, self.full)
+        refuse_large(self.r * count * math.prod(abs(dim) for dim in w.shape))
 
         def pick(t: Tensor, run: Run) -> Tensor:
             delta = torch.eye(count, dtype=t.dtype, device=t.device)
@@ -223,12 +288,15 @@ class Readout:
         axes = sorted(axis for axis in axes if self.w.full(axis))
         if not axes:
             return self
+        if self.dense:
+            raise TooWide("a dense readout has no matrix")
         parts = [self.w.box[axis] or (0, self.full[axis]) for axis in axes]
         count = math.prod(size for _, size in parts)
         if min(size for _, size in parts) < 0 or self.r * count > bound:
             raise TooWide(f"{self.r * count} products, more than {bound}")
         rank = len(self.full)
         m = self.m.spread(axes, self.full)
+        refuse_large(self.r * count * math.prod(m.shape) * m.width)
 
         def rows(t: Tensor, run: Run) -> Tensor:
             moved = t.movedim([1 + axis for axis in axes], list(range(1, 1 + len(axes))))
@@ -253,6 +321,10 @@ class Readout:
         return Readout(w, m.then(pick, r=self.r * count), self.full)
 
 
+def _no_matrix(run: Run) -> Tensor:
+    raise AssertionError("a dense readout has no matrix")
+
+
 def identity_readout(width: int, dtype: torch.dtype, device: torch.device) -> Readout:
     """Readout of the representation itself, `z` [n, d]: w = 1 and M = the identity."""
     full = (-1, width)
@@ -261,7 +333,7 @@ def identity_readout(width: int, dtype: torch.dtype, device: torch.device) -> Re
         lambda run: torch.eye(width, dtype=dtype, device=device).view(1, 1, width, width),
         static=True,
     )
-    return Readout(Weights(ones, 1, (1, 1), (None, None)), Matrix(eye, 1, (1, width)), full)
+    return Readout(Weights(ones, 1, (1, 1), (None, None)), Matrix(eye, 1, (1, width), width), full)
 
 
 def axis_groups(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from pipeline_lib.decomposition.facts import Facts
 from pipeline_lib.decomposition.operations import op_name, where
@@ -28,6 +29,7 @@ from pipeline_lib.decomposition.readout import (
     Weights,
     axis_groups,
     length,
+    refuse_large,
 )
 
 
@@ -326,6 +328,44 @@ def _slice(context: Context, node: fx.Node, readout: Readout) -> Pulled:
     return _single(node, _scatter(context, readout, axis, lambda run: picked, size))
 
 
+@rule("slice_scatter", "select_scatter")
+def _slice_scatter(context: Context, node: fx.Node, readout: Readout) -> Pulled:
+    """A tensor with a part replaced by another: each is read where it shows."""
+    base, source = node.args[:2]
+    rank, full = len(readout.full), readout.full
+    if context.facts.operand_shape(source) == full:
+        pulled = Pulled()
+        _hand_over(context, pulled, node, source, readout, bias=False)
+        return pulled
+    axis = _axis(_arg(node, 2, "dim", 0), rank)  # type: ignore[arg-type]
+    size = full[axis]
+    if op_name(node) == "select_scatter":
+        start, count = node.args[3] % size, 1  # type: ignore[operator]
+    else:
+        start, stop = _arg(node, 3, "start") or 0, _arg(node, 4, "end", size)
+        stop = size if stop is None else min(stop, size)  # type: ignore[type-var]
+        start, stop = (p if p >= 0 else p + size for p in (start, stop))  # type: ignore[operator]
+        count = stop - start
+    if size < 0 or _arg(node, 5, "step", 1) != 1:
+        raise TooWide("a part along the batch axis or with steps is replaced")
+    pulled = Pulled()
+    for begin, length_ in ((0, start), (start + count, size - start - count)):
+        piece = part(readout, axis, begin, length_) if length_ > 0 else None
+        if piece is not None:
+            piece = embed(piece, axis, begin, size)
+            _hand_over(context, pulled, node, base, piece, bias=False)
+    piece = part(readout, axis, start, count)
+    if piece is not None:
+        before = context.facts.operand_shape(source)
+        piece = (
+            unbroadcast(context, piece, before)
+            if len(before) == rank
+            else reshape(piece, before, context.bound)
+        )
+        _hand_over(context, pulled, node, source, piece, bias=False)
+    return pulled
+
+
 def _scatter(
     context: Context, readout: Readout, axis: int, index: Callable[[Run], Tensor], size: int
 ) -> Readout:
@@ -571,11 +611,12 @@ def apply_matrix(
     """Readout of the operand of `out[axis=o] = sum_i weight[o, i] * in[axis=i]`."""
     if readout.w.full(axis) and readout.m.full(axis):
         readout = readout.spread_products([axis], context.bound)
+        refuse_large(readout.r * math.prod(readout.m.shape) * width * readout.m.width)
     w, m, full = readout.w, readout.m, readout.full
     new_full = tuple(width if a == axis else s for a, s in enumerate(full))
     place = axis + 1
-    if w.full(axis):
-        w = w.dense([axis], full)
+    if w.full(axis) or readout.dense:
+        w = w.spread([axis], full)
         shape = tuple(width if a == axis else s for a, s in enumerate(w.shape))
         w = w.then(
             lambda t, run: (t.movedim(place, -1) @ run.get(weight)).movedim(-1, place), shape=shape
@@ -606,7 +647,8 @@ def constant_axis(
     """Hand over a constant that varies along one axis only, contracted with `M` right away."""
     w, m, full = readout.w, readout.m, readout.full
     thin = tuple(1 if a == axis else s for a, s in enumerate(full))
-    if w.full(axis):
+    if w.full(axis) or readout.dense:
+        w = w.spread([axis], full)
         if m.full(axis):
             shaped = _along(value, axis, len(full))
             pulled.constants.append(
@@ -764,12 +806,15 @@ def _pull_kernel(
     rank, count = len(before), len(kernel)
     axes = list(range(2, 2 + count))
     taps = math.prod(kernel)
+    if readout.dense:
+        return _pull_dense_kernel(readout, weight, before, stride, padding, dilation, groups)
     if readout.w.full(1):
         readout = readout.spread_weights([1], context.bound)
     if any(readout.m.full(axis) for axis in axes):
         readout = readout.spread_products(axes, context.bound)
     if readout.r * taps > context.bound:
         raise TooWide(f"{readout.r * taps} products, more than {context.bound}")
+    refuse_large(readout.r * taps * before[1] * readout.m.width)
     w = readout.w.spread(axes, readout.full)
     m = readout.m.spread([1], readout.full)
     offsets = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).view(-1, count).tolist()
@@ -809,6 +854,27 @@ def _pull_kernel(
     )
 
 
+def _pull_dense_kernel(
+    readout: Readout, weight: Lazy, before: Shape, stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Readout:  # fmt: skip
+    """The adjoint of the convolution, on every column."""
+    axes = list(range(1, len(before)))
+    inner = [before[axis] for axis in axes]
+    adjoint = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}[len(stride)]
+
+    def pulled(t: Tensor, run: Run) -> Tensor:
+        flat = t.flatten(0, 1)
+        back = adjoint(
+            [flat.shape[0], *inner], run.get(weight), flat, stride, padding, dilation, groups
+        )
+        return back.unflatten(0, t.shape[:2])
+
+    w = readout.w.spread(axes, readout.full)
+    shape = tuple(before[a] if a in axes else s for a, s in enumerate(w.shape))
+    return Readout(w.then(pulled, shape=shape), readout.m, before)
+
+
 # ------------------------------------------------------------------ factors and norms
 
 
@@ -826,19 +892,19 @@ def scale(context: Context, readout: Readout, operand: object, *, divide: bool) 
         f = f.reshape((1,) * (rank - f.dim()) + tuple(f.shape))
         return 1 / f if divide else f
 
-    if value.static and all(not w.full(axis) for axis in varying):
+    if value.static and not readout.dense and all(not w.full(axis) for axis in varying):
         m = m.spread(varying, readout.full)
         return Readout(w, m.then(lambda t, run: t * factor(t, run)[None, ..., None]), readout.full)
     w = w.spread([axis for axis in varying if not w.full(axis)], readout.full)
     boxes = w.box
     return Readout(
-        w.then(lambda t, run: t * _boxed(factor(t, run), boxes)[None], static=value.static),
+        w.then(lambda t, run: t * boxed(factor(t, run), boxes)[None], static=value.static),
         m,
         readout.full,
     )
 
 
-def _boxed(value: Tensor, boxes: Box) -> Tensor:
+def boxed(value: Tensor, boxes: Box) -> Tensor:
     """The part of a tensor that lies in the box of a factor."""
     for axis, box in enumerate(boxes):
         if box is not None and value.shape[axis] != 1:
@@ -860,7 +926,7 @@ def gate(context: Context, readout: Readout, node: fx.Node, *, divide: bool) -> 
 
     def gated(t: Tensor, run: Run) -> Tensor:
         g = run.values[node]
-        g = _boxed(g.reshape((1,) * (rank - g.dim()) + tuple(g.shape)), boxes)
+        g = boxed(g.reshape((1,) * (rank - g.dim()) + tuple(g.shape)), boxes)
         return t / g[None] if divide else t * g[None]
 
     return Readout(w.then(gated, static=False), readout.m, full)
@@ -939,8 +1005,9 @@ def _batch_norm(context: Context, node: fx.Node, readout: Readout) -> Pulled:
     view = [1] * rank
     view[1] = -1
     w, m = readout.w, readout.m
-    if w.full(1):
-        w = w.dense([1], readout.full).then(lambda t, run: t * run.get(scales).view(view)[None])
+    if w.full(1) or readout.dense:
+        w = w.spread([1], readout.full)
+        w = w.then(lambda t, run: t * run.get(scales).view(view)[None])
     else:
         m = m.spread([1], readout.full)
         m = m.then(lambda t, run: t * run.get(scales).view(view)[None, ..., None])
@@ -959,7 +1026,7 @@ def _layer_norm(context: Context, node: fx.Node, readout: Readout) -> Pulled:
     rank = len(readout.full)
     axes = list(range(rank - len(normalised), rank))  # type: ignore[arg-type]
     pulled = Pulled()
-    if any(readout.w.full(axis) for axis in axes):
+    if any(readout.w.full(axis) for axis in axes) and not readout.dense:
         readout = readout.spread_weights(axes, context.bound)
     if beta is not None:
         if len(axes) == 1:
@@ -968,21 +1035,26 @@ def _layer_norm(context: Context, node: fx.Node, readout: Readout) -> Pulled:
             pulled.constants.append(
                 Constant(readout, facts.constant(beta), node, True, facts.before_batch(node))
             )
-    m = readout.m.spread(axes, readout.full)
     places = [axis + 1 for axis in axes]
     gain = facts.constant(gamma) if gamma is not None else None
 
     def weigh(t: Tensor, run: Run) -> Tensor:
         if gain is not None:
-            t = t * run.get(gain).to(t.dtype)[..., None]
+            factor = run.get(gain).to(t.dtype)
+            t = t * (factor if dense else factor[..., None])
         return t - t.mean(places, keepdim=True) if centred else t
 
-    m = m.then(weigh)
+    dense = readout.dense
+    if dense:
+        readout = Readout(readout.w.spread(axes, readout.full).then(weigh), readout.m, readout.full)
+        m = readout.m
+    else:
+        m = readout.m.spread(axes, readout.full).then(weigh)
     source = context.tap(data)  # type: ignore[arg-type]
     boxes = readout.w.box
 
     def inverse_deviation(run: Run) -> Tensor:
-        x = _boxed(run.values[source], boxes)
+        x = boxed(run.values[source], boxes)
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         small = torch.finfo(x.dtype).eps if eps is None else eps
         if centred:
@@ -1010,12 +1082,15 @@ def _group_norm(context: Context, node: fx.Node, readout: Readout) -> Pulled:
     data, groups = node.args[0], node.args[1]
     gamma, beta = _arg(node, 2, "weight"), _arg(node, 3, "bias")
     eps = _arg(node, 4, "eps", 1e-5)
-    if groups != 1:
+    if groups != 1 and not readout.dense:
         raise TooWide("a group norm with several groups")
-    if readout.w.full(1):
+    if readout.w.full(1) and not readout.dense:
         raise TooWide("a factor that varies along the channels of a norm")
     pulled = Pulled()
     add_bias(context, pulled, node, readout, 1, beta)
+    if readout.dense:
+        pulled.inputs.append((data, _through_groups(context, node, readout, eps)))  # type: ignore[arg-type]
+        return pulled
     full = readout.full
     rank = len(full)
     axes = list(range(1, rank))
@@ -1046,6 +1121,25 @@ def _group_norm(context: Context, node: fx.Node, readout: Readout) -> Pulled:
     return pulled
 
 
+def _through_groups(context: Context, node: fx.Node, readout: Readout, eps: float) -> Readout:
+    """Dense readout through a group norm with its statistics frozen."""
+    source = context.tap(node.args[0])  # type: ignore[arg-type]
+    groups, gamma = int(node.args[1]), _arg(node, 2, "weight")  # type: ignore[call-overload]
+    gain = context.facts.constant(gamma) if gamma is not None else None
+    full = readout.full
+    axes = list(range(len(full)))
+    view = [1, -1] + [1] * (len(full) - 2)
+
+    def pulled(t: Tensor, run: Run) -> Tensor:
+        x = run.values[source].unflatten(1, (groups, -1)).flatten(2)
+        inverse = (x.var(-1, unbiased=False, keepdim=True) + eps).rsqrt()
+        weighed = t if gain is None else t * run.get(gain).view(view)
+        parts = weighed.unflatten(2, (groups, -1)).flatten(3)
+        return ((parts - parts.mean(-1, keepdim=True)) * inverse).reshape(t.shape)
+
+    return Readout(readout.w.spread(axes, full).then(pulled, static=False), readout.m, full)
+
+
 def pull(context: Context, node: fx.Node, readout: Readout) -> Pulled:
     """Readouts of the operands of a linear operation.
 
@@ -1057,4 +1151,9 @@ def pull(context: Context, node: fx.Node, readout: Readout) -> Pulled:
     name = op_name(node)
     if name not in RULES:
         raise TooWide(f"{name} {where(node)} is not linear")
-    return RULES[name](context, node, readout)
+    try:
+        return RULES[name](context, node, readout)
+    except TooWide:
+        if readout.dense:
+            raise
+        return RULES[name](context, node, readout.densified())

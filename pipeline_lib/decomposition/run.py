@@ -76,7 +76,9 @@ def group_constants(constants: list[Constant]) -> tuple[list[ConstantGroup], lis
     single = []
     for constant in constants:
         m = constant.readout.m
-        if constant.value is None and all(size == 1 for size in m.shape):
+        if constant.readout.dense:
+            single.append(constant)
+        elif constant.value is None and all(size == 1 for size in m.shape):
             by_weights.setdefault((id(constant.readout.w.lazy), constant.readout.full), []).append(
                 constant
             )
@@ -93,10 +95,10 @@ def _stacked(group: list[Constant]) -> Lazy:
     )
 
 
-def constant_terms(plan: Plan, run: Run) -> dict[int, Tensor]:
+def constant_terms(plan: Plan, run: Run, directions: Tensor | None = None) -> dict[int, Tensor]:
     """Contribution `[n, d]` of every constant of the bias component, by identity."""
     if plan.groups is None:
-        plan.groups = group_constants(plan.constants)
+        plan.groups = group_constants([c for c in plan.constants if not c.readout.dense])
     groups, single = plan.groups
     terms = {id(constant): constant_term(run, constant) for constant in single}
     for group in groups:
@@ -104,28 +106,89 @@ def constant_terms(plan: Plan, run: Run) -> dict[int, Tensor]:
             run, [c.readout for c in group.members], group.stacked, group.members[0].before
         )
         terms.update({id(c): part for c, part in zip(group.members, parts, strict=True)})
-    return terms
+    return terms if directions is None else {k: term @ directions.T for k, term in terms.items()}
 
 
-def all_contributions(plan: Plan, run: Run, representation: Tensor) -> Tensor:
-    """Contributions [n, c, d] of every component, the bias kept as a component of its own."""
+def all_contributions(
+    plan: Plan, run: Run, representation: Tensor, directions: Tensor | None = None
+) -> Tensor:
+    """Contributions [n, c, d] of every component, the bias kept as a component of its own.
+
+    On given directions `[k, d]` the result is `[n, c, k]`. What is read by dense readouts is
+    evaluated for as many columns at a time as fit into `COLUMN_BYTES`.
+    """
     n = representation.shape[0]
-    values = representation.new_zeros(n, len(plan.components), plan.width)
-    terms = constant_terms(plan, run)
-    if len(plan.components) and plan.components["kind"].iloc[0] == "stem":
-        for leaf in plan.stem:
-            for readout in leaf.readouts:
+    width = plan.width if directions is None else directions.shape[0]
+    values = representation.new_zeros(n, len(plan.components), width)
+    _add_factored(plan, run, values, directions)
+    if plan.dense:
+        columns = torch.eye(plan.width).to(representation) if directions is None else directions.T
+        step = columns_at_once(plan, run.batch, values.element_size())
+        for begin in range(0, width, step):
+            part = slice(begin, begin + step)
+            _add_dense(plan, run.for_columns(columns[:, part]), values[:, :, part])
+    return values
+
+
+def _add_factored(plan: Plan, run: Run, values: Tensor, directions: Tensor | None) -> None:
+    n, _, width = values.shape
+    terms = constant_terms(plan, run, directions)
+    for leaf in plan.stem:
+        for readout in leaf.readouts:
+            if not readout.dense:
+                values[:, 0] += contract(
+                    run, run.values[leaf.node], readout, before=leaf.before, directions=directions
+                )
+    for constant in plan.stem_constants:
+        if not constant.readout.dense:
+            term = constant_term(run, constant)
+            values[:, 0] += term if directions is None else term @ directions.T
+    for leaf, (begin, stop) in zip(plan.leaves, plan.spans, strict=True):
+        for readout in leaf.readouts:
+            if not readout.dense:
+                part = contract(
+                    run, run.values[leaf.node], readout, leaf.head_axes, before=leaf.before,
+                    directions=directions,
+                )  # fmt: skip
+                values[:, begin:stop] += part.reshape(n, stop - begin, width)
+        for constant in leaf.constants:
+            if not constant.readout.dense:
+                values[:, begin] -= terms[id(constant)]
+    values[:, -1] = torch.stack(list(terms.values())).sum(0) if terms else 0
+
+
+def _add_dense(plan: Plan, run: Run, values: Tensor) -> None:
+    """Add what dense readouts read, for the columns of the run, to a part of the values."""
+    n, _, width = values.shape
+    terms = {id(c): constant_term(run, c) for c in plan.constants if c.readout.dense}
+    for leaf in plan.stem:
+        for readout in leaf.readouts:
+            if readout.dense:
                 values[:, 0] += contract(run, run.values[leaf.node], readout, before=leaf.before)
-        for constant in plan.stem_constants:
+    for constant in plan.stem_constants:
+        if constant.readout.dense:
             values[:, 0] += constant_term(run, constant)
     for leaf, (begin, stop) in zip(plan.leaves, plan.spans, strict=True):
         for readout in leaf.readouts:
-            part = contract(run, run.values[leaf.node], readout, leaf.head_axes, before=leaf.before)
-            values[:, begin:stop] += part.reshape(n, stop - begin, plan.width)
+            if readout.dense:
+                part = contract(
+                    run, run.values[leaf.node], readout, leaf.head_axes, before=leaf.before
+                )
+                values[:, begin:stop] += part.reshape(n, stop - begin, width)
         for constant in leaf.constants:
-            values[:, begin] -= terms[id(constant)]
-    values[:, -1] = torch.stack(list(terms.values())).sum(0) if terms else 0
-    return values
+            if constant.readout.dense:
+                values[:, begin] -= terms[id(constant)]
+    for term in terms.values():
+        values[:, -1] += term
+
+
+#: Memory that the weights of dense readouts may take at a time.
+COLUMN_BYTES = 2**29
+
+
+def columns_at_once(plan: Plan, batch: int, item: int) -> int:
+    """Columns of `z` for which dense readouts are evaluated together."""
+    return max(1, COLUMN_BYTES // max(1, plan.dense_entries * batch * item))
 
 
 def relative_error(values: Tensor, representation: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from pipeline_lib.decomposition.attention import product, through
+from pipeline_lib.decomposition.attention import is_product, product, through
 from pipeline_lib.decomposition.contract import contract
+from pipeline_lib.decomposition.heads import channel_axes
 from pipeline_lib.decomposition.operations import op_name, where
 from pipeline_lib.decomposition.plan import Plan, runner_for
 from pipeline_lib.decomposition.readout import Lazy, Matrix, Readout, Run, Shape, TooWide
 from pipeline_lib.decomposition.rules import RULES, Constant, pull
-from pipeline_lib.decomposition.run import constant_term
+from pipeline_lib.decomposition.run import COLUMN_BYTES, constant_term
 from pipeline_lib.decomposition.walk import JOINS, Leaf, merge
 from pipeline_lib.errors import DecompositionRefused
 
@@ -90,29 +91,43 @@ class TokenPlan:
             self.constants[number] = [self._token_constant(c) for c in leaf.constants]
         for leaf in plan.stem:
             self.stem += self._token_leaves(leaf)
+        every = [leaf for group in self.leaves.values() for leaf in group] + self.stem
+        self.dense_entries = plan.dense_entries + sum(
+            2 * math.prod(abs(dim) for dim in readout.full)
+            for leaf in every
+            for readout in leaf.readouts
+            if readout.dense
+        )
         taps = dict.fromkeys([*plan.context.taps, *plan.taps])
         self.taps = list(taps)
         self.runner = runner_for(plan.capture, plan.output, self.taps)
 
     def _token_leaves(self, leaf: Leaf) -> list[TokenLeaf]:
         plan = self.plan
-        found = product(plan.facts, leaf.product) if leaf.product is not None else None
-        if leaf.product is not None and found is None:
+        if leaf.product is None or leaf.node is not leaf.product:
+            return [self._plain(leaf.node, leaf.readouts, leaf.head_axes)]
+        found = product(plan.facts, leaf.product)
+        if found is None:
             raise DecompositionRefused(
                 f"the values of the attention product {where(leaf.product)} cannot be told from "
                 "its weights, so its source tokens cannot be kept apart"
             )
-        if found is None or leaf.node is not leaf.product or self._mixes_channels(leaf, found.node):
+        if self._mixes_channels(leaf, found.node):
             return [self._plain(leaf.node, leaf.readouts, leaf.head_axes)]
-        readouts = merge([through(plan.context, found, readout) for readout in leaf.readouts])
-        plan.context.tap(found.values)
-        return [self._plain(found.values, readouts, leaf.head_axes)]
+        readouts = [few_products(readout) for readout in leaf.readouts]
+        while found is not None:
+            readouts = merge([through(plan.context, found, readout) for readout in readouts])
+            values = found.values
+            inner = is_product(plan.facts, values)
+            found = product(plan.facts, values) if inner else None
+        plan.context.tap(values)
+        return [self._plain(values, readouts, leaf.head_axes)]
 
     def _token_constant(self, constant: Constant) -> TokenLeaf:
         """A constant inside a leaf, kept apart by the tokens it is added at."""
         readout = constant.readout
         rank = len(readout.full)
-        channel = {axis for axis in range(rank) if readout.m.full(axis)}
+        channel = self._channels(constant.source, [readout])
         if constant.axis is not None:
             channel.add(constant.axis)
         axes = tuple(axis for axis in range(rank) if axis not in channel)
@@ -124,13 +139,21 @@ class TokenPlan:
         found = product(self.plan.facts, node)
         rank = len(self.plan.facts.shape(node))
         query = rank - 1 if found is not None and found.right else rank - 2
-        return any(readout.m.full(query) for readout in leaf.readouts)
+        return query in self._channels(node, leaf.readouts)
+
+    def _channels(self, node: fx.Node, readouts: list[Readout]) -> set[int]:
+        """Axes of a leaf that hold channels."""
+        if any(readout.dense for readout in readouts):
+            return channel_axes(self.plan.facts, node)
+        rank = len(self.plan.facts.shape(node))
+        return {axis for axis in range(rank) for r in readouts if r.m.full(axis)}
 
     def _plain(
         self, node: fx.Node, readouts: list[Readout], head_axes: tuple[int, ...]
     ) -> TokenLeaf:
         full = self.plan.facts.shape(node)
-        channel = {a for r in readouts for a in range(len(full)) if r.m.full(a)} | set(head_axes)
+        channel = self._channels(node, readouts) | set(head_axes)
+        readouts = [few_products(readout) for readout in readouts]
         axes = tuple(a for a in range(len(full)) if a not in channel)
         place = self._place(node, readouts, channel)
         before = self.plan.facts.before_batch(node)
@@ -179,7 +202,7 @@ class TokenPlan:
             except TooWide:
                 break
             after = merge([r for _, r in pulled.inputs])
-            if len(after) != 1:
+            if len(after) != 1 or after[0].dense:
                 break
             here = facts.shape(following)
             boxes = after[0].w.box
@@ -219,6 +242,15 @@ class TokenPlan:
         return count, (0, 0)
 
 
+#: Products from which on a readout is multiplied out for the directions asked for.
+MANY_PRODUCTS = 16
+
+
+def few_products(readout: Readout) -> Readout:
+    """A readout of many products as a dense one: on few directions that is smaller."""
+    return readout.densified() if readout.r > MANY_PRODUCTS else readout
+
+
 def _channels(readout: Readout) -> set[int]:
     return {axis for axis in range(len(readout.full)) if readout.m.full(axis)}
 
@@ -233,7 +265,7 @@ def _symbolic(readout: Readout, shape: Shape, channel: set[int]) -> Readout:
     w = readout.w.then(
         lambda t, run: t, shape=tuple(1 for _ in shape), box=tuple(None for _ in shape), r=1
     )
-    m = Matrix(never, 1, tuple(d if a in channel else 1 for a, d in enumerate(shape)))
+    m = Matrix(never, 1, tuple(d if a in channel else 1 for a, d in enumerate(shape)), 1)
     return Readout(w, m, shape)
 
 
@@ -318,8 +350,23 @@ def token_contributions(
 ) -> tuple[Tensor, TokenLayout]:
     """Contributions of source tokens on directions, `[n, len(rows), t, k]`, and what `t` holds.
 
-    Summed over `t` they are the component's contribution times the directions.
+    Summed over `t` they are the component's contribution times the directions. Dense readouts are
+    evaluated for as many directions at a time as fit into `COLUMN_BYTES`.
     """
+    entries = token_plan(plan).dense_entries
+    step = directions.shape[0]
+    if entries:
+        step = max(1, COLUMN_BYTES // (entries * run.batch * directions.element_size()))
+    pieces = []
+    for part in directions.split(step):
+        values, layout = _on_directions(plan, run.for_columns(part.T), rows, part)
+        pieces.append(values)
+    return torch.cat(pieces, -1) if len(pieces) > 1 else pieces[0], layout
+
+
+def _on_directions(
+    plan: Plan, run: Run, rows: list[int], directions: Tensor
+) -> tuple[Tensor, TokenLayout]:
     tokens = token_plan(plan)
     wanted: dict[int, list[int]] = {}
     for place, row in enumerate(rows):
@@ -351,12 +398,18 @@ def token_contributions(
             part = _leaf_tokens(run, leaf, directions, layout).reshape(n, 1, layout.length, k)
             out[:, wanted[0]] += part
         for constant in plan.stem_constants:
-            out[:, wanted[0], -1] += (constant_term(run, constant) @ directions.T)[:, None]
+            out[:, wanted[0], -1] += _on(run, constant, directions)[:, None]
     last = len(plan.components) - 1
     if last in wanted:
         for constant in plan.constants:
-            out[:, wanted[last], -1] += (constant_term(run, constant) @ directions.T)[:, None]
+            out[:, wanted[last], -1] += _on(run, constant, directions)[:, None]
     return out, layout
+
+
+def _on(run: Run, constant: Constant, directions: Tensor) -> Tensor:
+    """A constant's contribution on the directions, which are the columns of the run."""
+    term = constant_term(run, constant)
+    return term if constant.readout.dense else term @ directions.T
 
 
 def _leaf_tokens(run: Run, leaf: TokenLeaf, directions: Tensor, layout: TokenLayout) -> Tensor:

@@ -9,6 +9,7 @@ are the constants.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,8 +20,11 @@ from torch import fx
 from pipeline_lib.decomposition.attention import is_product, product, through
 from pipeline_lib.decomposition.capture import Capture
 from pipeline_lib.decomposition.facts import Facts
+from pipeline_lib.decomposition.frozen import SELECTIONS, detail_of, pull_frozen
+from pipeline_lib.decomposition.heads import channel_axes
 from pipeline_lib.decomposition.operations import module_classes, module_path, op_name
 from pipeline_lib.decomposition.readout import (
+    DENSE,
     Lazy,
     Readout,
     TooWide,
@@ -97,6 +101,7 @@ class Barrier:
 
     node: fx.Node
     reason: str
+    joined: bool
 
 
 class Walk:
@@ -109,9 +114,15 @@ class Walk:
         pools: frozenset[fx.Node] = frozenset(),
         *,
         pass_through: bool = True,
+        freeze_gates: bool = True,
+        head: str | None = None,
     ) -> None:
         self.pools = pools
         self.pass_through = pass_through
+        self.freeze_gates = freeze_gates
+        self.head = head
+        self.dense_entries = 0
+        self.joined = False
         self.visited: set[fx.Node] = set()
         self.capture = capture
         self.facts = Facts(capture)
@@ -149,6 +160,8 @@ class Walk:
         return op_name(node) in ("softmax", "_softmax", "scaled_dot_product_attention")
 
     def _dependent(self, node: fx.Node) -> list[fx.Node]:
+        if op_name(node).endswith("_as"):  # the second operand gives its shape only
+            return [arg for arg in node.args[:1] if self.facts.depends(arg)]  # type: ignore[misc]
         return [arg for arg in node.args[:2] if self.facts.depends(arg)]  # type: ignore[misc]
 
     def _is_residual(self, node: fx.Node) -> bool:
@@ -182,7 +195,10 @@ class Walk:
             readouts = self.pending.pop(node, None)
             if readouts:
                 self.visited.add(node)
-                self._visit(node, merge(readouts))
+                merged = merge(readouts)
+                if any(readout.dense for readout in merged):
+                    self.dense_entries += math.prod(abs(dim) for dim in self.facts.shape(node))
+                self._visit(node, merged)
 
     def _push(self, node: fx.Node, readouts: list[Readout]) -> None:
         self.pending.setdefault(node, []).extend(readouts)
@@ -197,6 +213,12 @@ class Walk:
         name = op_name(node)
         if name in SUMS and len(self._dependent(node)) == 2:
             self._addition(node, readouts)
+            return
+        detail = detail_of(node) if self.freeze_gates else None
+        if detail is not None and not self._ends_the_head(node):
+            self._note(node, "frozen", detail)
+            pulled = [pull_frozen(self.context, node, readout) for readout in readouts]
+            self._push(node.args[0], pulled)  # type: ignore[arg-type]
             return
         if name in ("mul", "div") and len(self._dependent(node)) == 2:
             data = self._gated(node)
@@ -215,7 +237,7 @@ class Walk:
         try:
             pulled = [pull(self.context, node, readout) for readout in readouts]
         except TooWide as reason:
-            self.barriers.append(Barrier(node, str(reason)))
+            self.barriers.append(Barrier(node, str(reason), self.joined))
             self._leaf(node, readouts, "stem", [], [node])
             return
         frozen = "norm" in name
@@ -224,6 +246,26 @@ class Walk:
             for operand, readout in result.inputs:
                 self._push(operand, [readout])
             self._keep(result.constants)
+
+    def joined_before(self, node: fx.Node) -> bool:
+        """Whether a residual addition stands between a barrier and the representation."""
+        return any(barrier.joined for barrier in self.barriers if barrier.node is node)
+
+    def _ends_the_head(self, node: fx.Node) -> bool:
+        """Whether a nonlinearity belongs to a head: behind the last residual addition, and not
+        right behind it but behind a layer that mixes channels. Where a part of the head was left
+        out already (`head`), only what lies in the same module belongs to it too."""
+        outside = self.head is not None and (
+            module_path(node).split(".")[0] != self.head.split(".")[0]
+        )
+        if self.joined or outside:
+            return False
+        current: fx.Node | None = node.args[0]  # type: ignore[assignment]
+        while current is not None and not self.facts.within(current, self._residuals):
+            if op_name(current).startswith(("linear", "conv", "addmm", "matmul", "mm")):
+                return True
+            current = self._data_operand(current)
+        return current is None
 
     def _keep(self, constants: list[Constant]) -> None:
         for constant in constants:
@@ -245,6 +287,7 @@ class Walk:
         return found  # type: ignore[return-value]
 
     def _addition(self, node: fx.Node, readouts: list[Readout]) -> None:
+        self.joined = self.joined or self.facts.within(node, self._residuals)
         (one, first), (two, second) = self._operands(node, readouts)
         if one is two or self._is_centring(one, two):
             self._note(node, "linear", "centring")
@@ -320,6 +363,8 @@ class Walk:
                         return wanted
                 return "nonlinear"
             following = self._data_operand(node)
+            if following is None and self.freeze_gates and name in SELECTIONS:
+                following = node.args[0]  # type: ignore[assignment]
             if following is None:
                 return "nonlinear"
             node = following
@@ -347,6 +392,9 @@ class Walk:
         node, current, constants = top, readouts, []
         chain: list[fx.Node] = []
         while True:
+            if "heads" in node.meta:
+                self._activated_heads(node, current, constants)
+                return
             if self.facts.within(node, boundary):
                 self._leaf(top, readouts, self._kind(top, boundary), constants, chain)
                 return
@@ -457,6 +505,9 @@ class Walk:
         if self.facts.within(node, self._residuals):
             return [node]
         following = self._data_operand(node)
+        if following is None and is_product(self.facts, node):
+            found = product(self.facts, node)
+            following = found.values if found is not None else None
         if following is not None:
             return self._entries(following)
         if op_name(node) in JOINS:
@@ -477,6 +528,19 @@ class Walk:
         )
         return taken_apart and is_product(self.facts, self._root(following))
 
+    def _activated_heads(
+        self, node: fx.Node, readouts: list[Readout], constants: list[Constant]
+    ) -> None:
+        """One component per head where an activation follows the attention product."""
+        attended, axes = node.meta["heads"]
+        self._keep(constants)
+        if attended in self.pools:
+            self._push(node, readouts)
+            return
+        leaf = self._leaf(node, readouts, "head", [], [attended])
+        leaf.head_axes = axes
+        leaf.product = attended
+
     def _heads(
         self,
         node: fx.Node,
@@ -492,6 +556,8 @@ class Walk:
             attended = self._data_operand(attended)  # type: ignore[assignment]
         if below is node:
             inner = self._inner_axes(node)
+            if any(readout.dense for readout in readouts):
+                used = sorted(channel_axes(self.facts, node))
             heads = tuple(axis for axis in used if axis not in inner)
         else:
             heads = tuple(used[:1]) if len(used) > 1 else ()
@@ -529,10 +595,25 @@ class Walk:
         self._note(node, "component", f"{kind} {path}")
         return leaf
 
+    def _region(self, top: fx.Node, boundary: int) -> list[fx.Node]:
+        """What computes a branch: back to its boundary and to other streams of the walk."""
+        found: dict[fx.Node, None] = {top: None}
+        todo = [top]
+        while todo:
+            for other in todo.pop().all_input_nodes:
+                stream = other in self.visited or other in self.pending
+                if other in found or stream or self.facts.within(other, boundary):
+                    continue
+                found[other] = None
+                todo.append(other)
+        return [node for node in found if self.facts.depends(node)]
+
     def _kind(self, top: fx.Node, boundary: int) -> str:
-        region = list(self.facts.members(self.facts.upstream(top) & ~boundary))
-        if any(is_product(self.facts, node) or self._is_attention(node) for node in region):
+        region = self._region(top, boundary)
+        if any(is_product(self.facts, node) for node in region):
             return "attention"
+        if any(self._is_attention(node) for node in region):
+            return "head"  # a sum weighted by one softmax: attention of a single head
         names = Counter(op_name(node) for node in region)
         wide = any(
             op_name(node).startswith("conv") and max(self.facts.shape(node.args[1])[2:]) > 1  # type: ignore[arg-type]
@@ -554,10 +635,11 @@ def _times(readout: Readout, factor: float) -> Readout:
 
 
 def merge(readouts: list[Readout]) -> list[Readout]:
-    """Readouts of one tensor with those of equal `M` added up."""
+    """Readouts of one tensor with those of equal `M`, and all dense ones, added up."""
     by_matrix: dict[int, list[Readout]] = {}
     for readout in readouts:
-        by_matrix.setdefault(id(readout.m), []).append(readout)
+        key = DENSE if readout.dense else id(readout.m)
+        by_matrix.setdefault(key, []).append(readout)
     return [_added(group) for group in by_matrix.values()]
 
 
@@ -570,7 +652,9 @@ def _added(group: list[Readout]) -> Readout:
             a, b = _to_union(a, b, boxed, total.full)
         shape = tuple(x if x != 1 else y for x, y in zip(a.shape, b.shape, strict=True))
         one, two = a.lazy, b.lazy
-        lazy = Lazy(_adder(one, two), static=one.static and two.static)
+        lazy = Lazy(
+            _adder(one, two), static=one.static and two.static, dense=one.dense or two.dense
+        )
         box = tuple(p if p is not None else q for p, q in zip(a.box, b.box, strict=True))
         total = Readout(Weights(lazy, a.r, shape, box), total.m, total.full)
     return total

@@ -128,7 +128,7 @@ SMALL: dict[str, Small] = {
         "coatnet_nano_rw_224", 32, (2,), 1, 8, convs=1,
         **{**MAXVIT, "img_size": 32, "block_type": ("C", "T"), "transformer_window_size": None},
     ),
-    "hybrid": _plain("vit_tiny_r_s16_p8_224", img_size=256, size=(256, 256), grid=(2, 2)),
+    "hybrid": _plain("vit_tiny_r_s16_p8_224", img_size=256, size=(256, 256), grid=(8, 8)),
     "open_clip": Small(
         "open_clip", (32, 32), (2, 2), 2, (4, 4), leading=1,
         kwargs={"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16},

@@ -175,8 +175,13 @@ class Squashed(Own):
 
 
 def test_a_nonlinearity_on_the_stream_is_refused_by_name() -> None:
+    model = randomise(Squashed()).double()
     with pytest.raises(DecompositionRefused, match=r"relu .*nonlinearity"):
-        decompose(randomise(Squashed()).double(), IMAGES)
+        decompose(model, IMAGES, freeze_gates=False)
+    parts = decompose(model, IMAGES)
+    assert float(parts.error.max()) <= 1e-12
+    assert list(parts.frozen["detail"]) == ["frozen gate"]
+    assert (parts.components["kind"] == "head").sum() == 6
 
 
 def test_no_residual_branch_is_refused() -> None:

@@ -11,16 +11,8 @@ from benchmarks.randomise import randomise
 from pipeline_lib.decomposition import Decomposition, decompose
 from pipeline_lib.errors import ModelError
 
-#: Known fault: behind this stem the grid of an earlier stage is taken for that of the tokens.
-GRID = [
-    pytest.param(name, marks=pytest.mark.xfail(strict=False, reason="grid of the stem is taken"))
-    if name == "hybrid"
-    else name
-    for name in SMALL
-]
 
-
-@pytest.mark.parametrize("name", GRID)
+@pytest.mark.parametrize("name", list(SMALL))
 def test_the_grid_and_the_leading_tokens_are_those_of_the_model(name: str) -> None:
     small, model = SMALL[name], small_model(name)
     directions = torch.eye(decompose(model, images_for(name, n=1)).values.shape[2])[:2].double()
