@@ -57,8 +57,8 @@ class Encoder:
         for rank in sorted(set(factors.ranks)):
             members = [c for c, found in enumerate(factors.ranks) if found == rank]
             columns = torch.as_tensor(factors.columns_of(members), device=device)
-            vectors = [factors.vectors[c] for c in members]
-            bases = None if vectors[0] is None else torch.as_tensor(np.stack(vectors)).to(device)
+            vectors = [v for v in (factors.vectors[c] for c in members) if v is not None]
+            bases = torch.as_tensor(np.stack(vectors)).to(device) if vectors else None
             self._groups.append((torch.as_tensor(members, device=device), columns, bases))
 
     def encode(self, values: Float[torch.Tensor, "n c d"]) -> Float[torch.Tensor, "n r"]:

@@ -28,9 +28,10 @@ LAYERS = (
     },
     {
         "models", "manifest", "factors", "store_layout", "store", "dumps", "labelled",
-        "features", "image_features", "encoder", "contributions", "estimate", "world", "training",
+        "features", "image_features", "encoder", "contributions", "estimate", "mirror", "world", "training",
     },
-    {"report"},
+    {"report", "questions"},
+    {"command_line", "__main__"},
 )  # fmt: skip
 
 #: Modules that every Snakemake process loads to read the configuration and the manifests.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import SMALL, changed, own_run, photograph, plan, snakemake, write_config
+from running import SMALL, changed, own_run, photograph, plan, rules_of, snakemake, write_config
 
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.dumps import open_dump
@@ -63,6 +63,22 @@ def test_touched_and_moved_photographs_are_not_dumped_again(own: Path) -> None:
     (own / "elsewhere").rename(own / "photos")
     write_config(own, SMALL)
     assert dump(own) == set()
+
+
+def test_labels_that_change_are_no_reason_to_dump(tmp_path: Path) -> None:
+    own = own_run(tmp_path)
+    table = own / "photos" / "labels.csv"
+    names = sorted(path.relative_to(table.parent) for path in table.parent.rglob("*.png"))
+    table.write_text("file,kind\n" + "".join(f"{name},a\n" for name in names))
+    columns = {"path": "file", "label": "kind"}
+    data = {"source": "table", "path": "photos/labels.csv", "columns": columns}
+    write_config(own, changed(SMALL, "datasets.photos", data))
+    assert dump(own) == {"0", "1", "2"}
+    table.write_text(table.read_text().replace("3.png,a", "3.png,b"))
+    assert snakemake(own, "results/own/manifest/photos/images.parquet").returncode == 0
+    manifest = read_table("manifest", own / "results/own/manifest/photos/images.parquet")
+    assert (manifest["label"] == "b").sum() == 1
+    assert rules_of(plan(own, "dumps")) == {"contributions_store"}
 
 
 def test_another_size_of_shards_is_another_layout(own: Path, tmp_path: Path) -> None:

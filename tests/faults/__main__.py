@@ -1,4 +1,4 @@
-"""The table of interruptions: `PYTHONPATH=tests python -m faults [tries]`.
+"""The table of interruptions: `PYTHONPATH=tests python -m faults [tries [minutes]]`.
 
 Every try kills a run at a random moment, resumes it and compares all bytes with those of a run left
 in peace. Prints a table in Markdown, for docs/faults.md.
@@ -20,8 +20,9 @@ from faults.killing import Try, content, finish, interrupt
 TARGETS = ("job", "snakemake", "alone")
 
 
-def tries(count: int, folder: Path) -> tuple[list[Try], float]:
+def tries(count: int, minutes: float, folder: Path) -> tuple[list[Try], float]:
     """Interruptions at random moments, and the seconds of a run left in peace."""
+    end = time.monotonic() + 60 * minutes
     base = own_run(folder / "base")
     peaceful = own_run(folder / "peaceful")
     began = time.monotonic()
@@ -31,6 +32,8 @@ def tries(count: int, folder: Path) -> tuple[list[Try], float]:
     moments = random.Random(0)
     found = []
     for number in range(count):
+        if time.monotonic() > end:
+            break
         place = folder / "try"
         shutil.copytree(base, place, copy_function=shutil.copy2)
         when = moments.uniform(0.05, 1.0) * seconds
@@ -42,8 +45,9 @@ def tries(count: int, folder: Path) -> tuple[list[Try], float]:
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 21
+    minutes = float(sys.argv[2]) if len(sys.argv) > 2 else 120.0
     with tempfile.TemporaryDirectory() as folder:
-        found, seconds = tries(count, Path(folder))
+        found, seconds = tries(count, minutes, Path(folder))
     print(f"A run left in peace takes {seconds:.0f} s.\n")
     print("| killed | tries | of them in a dump job | whole shards repeated | files lost | wrong |")
     print("|---|---|---|---|---|---|")
