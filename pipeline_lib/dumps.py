@@ -120,7 +120,7 @@ class Dump(_Reader):
         return self._read("coordinates", index)
 
     def contributions(
-        self, index: Sequence[int] | Index, components: Sequence[int] | None = None
+        self, index: Sequence[int] | Index, components: Sequence[int] | Index | None = None
     ) -> Float32[np.ndarray, "b c d"]:
         """Direct contributions of the images at `index`, of all or some components.
 

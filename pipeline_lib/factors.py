@@ -23,6 +23,8 @@ from safetensors.numpy import save_file
 from pipeline_lib.artifacts import atomic_path
 from pipeline_lib.errors import ArtifactError
 
+Components = Sequence[int] | Integer[np.ndarray, " m"]
+
 #: Directions below this share of the largest one are rounding of the weights, in float64.
 RANK_TOLERANCE = 1e-10
 
@@ -78,13 +80,13 @@ class Factors:
         content = json.dumps([self.width, *self.ranks]).encode() + self.bases.tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
-    def columns_of(self, components: Sequence[int]) -> Integer[np.ndarray, " r"]:
+    def columns_of(self, components: Components) -> Integer[np.ndarray, " r"]:
         """Columns of some components, in their order."""
         parts = [np.arange(self.slices[c].start, self.slices[c].stop) for c in components]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
     def decode(
-        self, coordinates: Float32[np.ndarray, "n r"], components: Sequence[int] | None = None
+        self, coordinates: Float32[np.ndarray, "n r"], components: Components | None = None
     ) -> Float32[np.ndarray, "n c d"]:
         """Contributions from the coordinates of all components, or of some in their order."""
         wanted = range(len(self.ranks)) if components is None else components
