@@ -92,7 +92,7 @@ class Cell:
 def _cell(value: Any, field: Field) -> Cell:
     if isinstance(value, Component):
         return Cell(value.id, value.id, [value])
-    if isinstance(value, list):
+    if isinstance(value, list) and all(isinstance(part, Component) for part in value):
         return Cell(", ".join(part.id for part in value), len(value), value)
     return Cell(field.text(value), "" if is_absent(value) else value, number=field.number)
 

@@ -65,7 +65,7 @@ def _weights(run: Run) -> Listing:
                 "file": settings.get("weights") or "–",
                 "hash": known.get("weight_hash", "–"),
                 "readout": known.get("readout", "–"),
-                "preprocessing": known.get("preprocessing", "–"),
+                "preprocessing": _steps(known.get("preprocessing", "–")),
             }
         )
     fields = [
@@ -79,6 +79,11 @@ def _weights(run: Run) -> Listing:
     data = pd.DataFrame(rows)
     kept = [f for f in fields if f.name in ("model", "id") or (data[f.name] != "–").any()]
     return Listing("weights", "Models and weights", None, kept, data[[f.name for f in kept]])
+
+
+def _steps(preprocessing: str | list[str]) -> str:
+    """Steps from the file to the tensor, in their order."""
+    return preprocessing if isinstance(preprocessing, str) else " → ".join(preprocessing)
 
 
 def _times(run: Run) -> Listing:
