@@ -367,7 +367,7 @@ def _write_known(run: Path) -> None:
     for model, architecture in MODELS.items():
         components = component_table(architecture)
         ids, base = components["id"].tolist(), {"model": model, "dataset": "world"}
-        for truth in ("decodability", "ablation_loss", "clip"):
+        for truth in ("decodability", "ablation_loss", "joint_loss", "clip"):
             for score, level in (("score", 0.7), ("score_published", 0.4), ("random", 0.05)):
                 value = level + 0.1 * rng.normal()
                 row = {"across": "components", "truth": truth, "score": score, "feature": ""}
@@ -377,9 +377,9 @@ def _write_known(run: Path) -> None:
             best = ids[-2 - place]
             measured = {"value": 0.8, "percentile": 1.0 - 0.1 * place, "median": 0.1, "best": best}
             row = {"feature": feature, "top": best, "score": 0.3, "components": len(ids)}
-            for name in ("decodability", "ablation_loss"):
+            for name in ("decodability", "ablation_loss", "joint_loss"):
                 row |= {f"{name}_{key}": value for key, value in measured.items()}
-            confirmed.append(base | row | {"confirmed": place == 0})
+            confirmed.append(base | row | {"confirmed": place == 0, "confirmed_alone": False})
             where = {"depth": 0.9 - 0.2 * place, "depth_spread": 0.1, "carriers": 3}
             share = {"carriers_share": 3 / len(ids), "top": best, "top_score": 0.3}
             comparison.append(

@@ -15,6 +15,7 @@ from pipeline_lib.report.words import percent, plural
 _TRUTHS = {
     "decodability": "read alone",
     "ablation_loss": "accuracy lost",
+    "joint_loss": "lost with others",
     "margin_loss": "margin lost",
     "clip": "as CLIP",
 }
@@ -53,7 +54,8 @@ def _validation(run: Run) -> Figure:
             "of them, with its 95 % interval; mean over features.",
             "Read alone: R² of a linear reader of the known factor from the component, on "
             "images not used in its fit. Accuracy or margin lost: by replacing the component by "
-            "its mean in front of a reader of the whole representation. As CLIP: Spearman "
+            "its mean in front of a reader of the whole representation; with others: on average "
+            "over random halves of the others replaced with it. As CLIP: Spearman "
             "correlation with the reference CLIP’s own ranking of the images.",
             plural(int(shown["n"].max()), "image") if len(shown) else "no image",
             "Direct effects only, on both sides. Random directions stand in for the texts of a "
@@ -102,6 +104,8 @@ def _confirmed(run: Run) -> Listing:
             "decodability_place": table["decodability_percentile"],
             "ablation": table["ablation_loss_value"],
             "ablation_place": table["ablation_loss_percentile"],
+            "joint": table["joint_loss_value"],
+            "joint_place": table["joint_loss_percentile"],
             "confirmed": ["yes" if value else "no" for value in table["confirmed"]],
         }
     )
@@ -114,6 +118,8 @@ def _confirmed(run: Run) -> Listing:
         Field("decodability_place", "place", percent),
         Field("ablation", "accuracy lost", percent),
         Field("ablation_place", "place", percent),
+        Field("joint", "lost with others", percent),
+        Field("joint_place", "place", percent),
         Field("confirmed", "confirmed", number=False),
     ]
     yes = int(table["confirmed"].astype(bool).sum())
@@ -122,10 +128,12 @@ def _confirmed(run: Run) -> Listing:
         "Is the component that a score names first the right one?",
         Caption(
             f"For each factor that is known of every image: the component with the highest score, "
-            f"and its place by two truths. {yes} of {len(table)} are in the top tenth by both.",
+            f"and its place by the truths. {yes} of {len(table)} are confirmed: in the top tenth "
+            "of what is read alone and of what is lost with others.",
             "Read alone: R² of a linear reader of the factor from the component. Accuracy lost: by "
-            "replacing it by its mean. Place: share of the components that are not above it; the "
-            "best is at 100 %.",
+            "replacing it by its mean, which costs nothing where others carry the factor too; with "
+            "others: on average over random halves of the others replaced with it. Place: share of "
+            "the components that are not above it; the best is at 100 %.",
             plural(int(table["components"].max()), "component") + " at most",
         ),
         fields,
