@@ -8,6 +8,7 @@ from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.coordinates import Source
+from pipeline_lib.device import compute_device
 from pipeline_lib.dumps import open_dump, open_features
 from pipeline_lib.features import text_targets
 from pipeline_lib.map_fits import MapFit, Settings, fit_maps
@@ -54,6 +55,7 @@ with job(snakemake) as config:
                 **{name: value for name, value in settings.items() if name in names},
                 seed=asked.seed,
             ),
+            device=str(compute_device()),
         )
     metrics = fit.metrics.assign(model=model, dataset=asked.dataset)
     facts = {
