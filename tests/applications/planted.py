@@ -34,6 +34,9 @@ class ArrayDump:
         rows = self.values[np.asarray(index)]
         return rows if components is None else rows[:, list(components)]
 
+    def batches(self, size: int) -> list[np.ndarray]:
+        return [np.arange(start, min(start + size, self.n)) for start in range(0, self.n, size)]
+
     def representation(self, index: np.ndarray) -> np.ndarray:
         return self.values[np.asarray(index)].sum(axis=1)
 

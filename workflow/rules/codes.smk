@@ -23,3 +23,9 @@ rule codes:
     threads: 1
     script:
         "../scripts/codes.py"
+
+
+def all_applications():
+    """The first table of every application, of every model."""
+    names = type(CONFIG.applications).model_fields
+    return [path for name in names for path in application_tables(name)]
