@@ -90,7 +90,9 @@ class SpuriousWorldData(_DataSet):
     train: Count
     """Pictures in which the class follows the scene in 95 % of the cases."""
     test: Count
-    """Pictures in which the four groups are equally frequent, half for `val`."""
+    """Pictures in which the four groups are equally frequent; half as many again for `val`."""
+    object_scale: Annotated[float, Field(ge=0.2, le=1.0)] = 0.6
+    """Factor of the objects' radii: small ones are harder to tell than the scene."""
     seed: int = Field(0, ge=0)
     """Of the pictures."""
 
@@ -251,6 +253,8 @@ class Scores(_Section):
     """Texts of each component that are looked for."""
     method: Literal["textspan", "omp", "nonnegative", "published"] = "textspan"
     """TextSpan, corrected or as published; matching pursuit, or that with amounts of at least 0."""
+    token_heads: Annotated[int, Field(ge=0)] = 0
+    """Strongest heads that are opened further by their tokens on and off the object; 0: none."""
 
 
 class Ablation(_Section):
@@ -410,7 +414,8 @@ class RunConfig(_Section):
     """Scores and labels; null: none."""
     applications: Applications = Applications()
     """What is done with the dumps."""
-    report: Report = Field(Report(), description="The page at the end.")
+    report: Report = Report()
+    """Heading of the page, and how much it shows."""
 
     @property
     def folder(self) -> Path:

@@ -47,10 +47,16 @@ class Placed:
     turn: float
 
 
-def place_objects(factors: Mapping[str, str], rng: np.random.Generator, size: int) -> list[Placed]:
-    """Where the objects of one image stand; the whole group fits into the image."""
+def place_objects(
+    factors: Mapping[str, str], rng: np.random.Generator, size: int, scale: float = 1.0
+) -> list[Placed]:
+    """Where the objects of one image stand; the whole group fits into the image.
+
+    `scale` multiplies the radius that the factors give.
+    """
     unit = size / 96
     radius = RADIUS[factors["size"]] * SHRINK[factors["count"]] * rng.uniform(0.94, 1.06) * unit
+    radius *= scale
     layout = _layout(factors["count"], factors["position"], rng) * radius
     step = 23 * unit * np.array(OFFSET[factors["position"]])
     centre = size / 2 + step + rng.uniform(-3, 3, size=2) * unit

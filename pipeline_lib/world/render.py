@@ -34,7 +34,9 @@ class RenderedImage:
     factors: dict[str, str]
 
 
-def render(factors: Mapping[str, str], seed: int, index: int, size: int = 96) -> RenderedImage:
+def render(
+    factors: Mapping[str, str], seed: int, index: int, size: int = 96, object_scale: float = 1.0
+) -> RenderedImage:
     """Picture of the given factors.
 
     What the factors leave open (waves, trees, turn of the object, light …) is drawn from `seed`
@@ -49,6 +51,8 @@ def render(factors: Mapping[str, str], seed: int, index: int, size: int = 96) ->
         Seed of the world and number of the image, both ≥ 0.
     size
         Side in pixels, 32 to 1024.
+    object_scale
+        Factor of the objects' radii, 0.2 to 1: smaller ones are as if further away.
 
     Returns
     -------
@@ -63,9 +67,11 @@ def render(factors: Mapping[str, str], seed: int, index: int, size: int = 96) ->
     check_factors(factors)
     if not SMALLEST <= size <= LARGEST:
         raise DataError(f"size must be {SMALLEST} to {LARGEST} pixels, got {size}")
+    if not 0.2 <= object_scale <= 1:
+        raise DataError(f"object_scale must be between 0.2 and 1, got {object_scale}")
     picture = paint_scene(factors["scene"], random_stream(seed, index, SCENE_STREAM), size)
     rng = random_stream(seed, index, OBJECT_STREAM)
-    objects = place_objects(factors, rng, size)
+    objects = place_objects(factors, rng, size, object_scale)
     body, whole = coverage(factors["shape"], objects, size)
     surface = paint(factors, objects, rng, size)
     picture += (outline_colour(factors["colour"]) - picture) * whole[..., None]

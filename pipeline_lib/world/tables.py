@@ -93,6 +93,7 @@ def write_spurious(
     correlation: float = 0.95,
     n_val: int | None = None,
     workers: int = 1,
+    object_scale: float = 0.6,
 ) -> Path:
     """Render a set whose classes are tied to the background in the train images only.
 
@@ -116,6 +117,9 @@ def write_spurious(
         Number of val images; half of `n_test` when not given.
     workers
         Processes that render.
+    object_scale
+        Factor of the objects' radii, 0.2 to 1. Small objects are harder to tell than the scene,
+        as in Waterbirds; otherwise a model that knows the shapes well has no use for the cue.
 
     Returns
     -------
@@ -134,7 +138,7 @@ def write_spurious(
     groups = _tied_groups(n_train, seed, correlation)
     groups += _balanced_groups(n_val, seed, 1) + _balanced_groups(n_test, seed, 2)
     factors = [_factors_of_group(seed, index, *group) for index, group in enumerate(groups)]
-    rows = _write_images(Path(folder), factors, seed, 0, workers)
+    rows = _write_images(Path(folder), factors, seed, 0, workers, object_scale)
     splits = ["train"] * n_train + ["val"] * n_val + ["test"] * n_test
     for row, split in zip(rows, splits, strict=True):
         kind, place = class_of(row["shape"]), place_of(row["scene"])
@@ -183,12 +187,17 @@ def _check_numbers(**limits: tuple[int, int]) -> None:
 
 
 def _write_images(
-    folder: Path, factors: list[Row], seed: int, start: int, workers: int
+    folder: Path,
+    factors: list[Row],
+    seed: int,
+    start: int,
+    workers: int,
+    object_scale: float = 1.0,
 ) -> list[Row]:
     with _clear_errors(folder):
         for name in ("images", "masks"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        write = partial(_write_image, folder, seed)
+        write = partial(_write_image, folder, seed, object_scale)
         indices = range(start, start + len(factors))
         if workers == 1:
             return list(map(write, indices, factors))
@@ -196,8 +205,8 @@ def _write_images(
             return list(pool.map(write, indices, factors, chunksize=CHUNK))
 
 
-def _write_image(folder: Path, seed: int, index: int, factors: Row) -> Row:
-    rendered = render(factors, seed, index)
+def _write_image(folder: Path, seed: int, object_scale: float, index: int, factors: Row) -> Row:
+    rendered = render(factors, seed, index, object_scale=object_scale)
     name = f"{index:06d}.png"
     _write_whole(folder / "images" / name, partial(_save_png, rendered.image))
     _write_whole(folder / "masks" / name, partial(_save_png, rendered.mask.astype(np.uint8) * 255))

@@ -117,3 +117,13 @@ def _grown(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, 1)
     shifts = [padded[r : r + 96, c : c + 96] for r in range(3) for c in range(3)]
     return np.any(shifts, axis=0)
+
+
+def test_objects_can_stand_further_away():
+    factors = sample_factors(seed=3, index=5) | {"count": "one"}
+    near, far = (render(factors, 3, 5, object_scale=scale) for scale in (1.0, 0.5))
+    assert far.mask.sum() < 0.45 * near.mask.sum()
+    outside = ~(near.mask | far.mask)
+    assert (near.image[outside] == far.image[outside]).mean() > 0.97
+    with pytest.raises(DataError, match="object_scale must be between"):
+        render(factors, 3, 5, object_scale=0.0)

@@ -35,7 +35,7 @@ def spurious(tmp_path_factory):
         return pd.read_parquet(write_spurious(folder, n_train=2000, n_test=400, seed=1))
 
 
-def _row_without_picture(folder, seed, index, factors):
+def _row_without_picture(folder, seed, object_scale, index, factors):
     return {"path": f"images/{index}.png", "mask": f"masks/{index}.png", **factors, "caption": ""}
 
 

@@ -13,4 +13,4 @@ with job(snakemake):
         write_world(folder, world["count"], seed=world["seed"])
     else:
         train, test, seed = world["train"], world["test"], world["seed"]
-        write_spurious(folder, train, test, seed=seed)
+        write_spurious(folder, train, test, seed=seed, object_scale=world["object_scale"])
