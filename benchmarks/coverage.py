@@ -1,11 +1,12 @@
 """Coverage: is every transformer family of timm and every image tower of open_clip decomposed?
 
-    python -m benchmarks.coverage [--all] [--family NAME …] [--out FOLDER] [--docs FILE]
+    python -m benchmarks.coverage [--all] [--family NAME …] [--workers N] [--out FOLDER]
+                                  [--docs FILE] [--again VERDICT …]
 
 Every model is made without weights, given random values everywhere (`benchmarks.randomise`),
 decomposed in float64 and float32, and compared with counts taken from its modules by hooks, which
 know nothing of the decomposition. Each runs in a process of its own, under a limit of time and of
-memory. Results are written after every model, so that a run that is stopped can be continued.
+memory. Every model has a file of its own, so that a run that is stopped is continued where it was.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import os
 import re
 import resource
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from torch import Tensor, nn
 
 from benchmarks.families import Case, build, open_clip_cases, timm_cases
 from benchmarks.randomise import randomise
-from pipeline_lib.decomposition import decompose, plan_for
+from pipeline_lib.decomposition import Decomposition, decompose, plan_for
 from pipeline_lib.errors import VitAtlasError
 
 log = logging.getLogger("coverage")
@@ -44,7 +47,7 @@ COLUMNS = (
     "token_error", "components", "head", "mlp", "conv", "other", "attention_modules",
     "attention_blocks", "attention_pooled", "attention_missing", "heads_expected",
     "blocks", "blocks_missing", "cancellation", "width", "readout", "reduced", "input",
-    "parameters", "seconds", "refusal", "token_refusal",
+    "parameters", "seconds", "refusal", "token_refusal", "frozen", "columns",
 )  # fmt: skip
 
 
@@ -136,7 +139,7 @@ def check(case: Case) -> dict[str, Any]:
     row["parameters"] = sum(p.numel() for p in image_tower(model).parameters())
     try:
         _check_exactness(row, model.double(), images.double(), counts)
-        row["error32"] = float(decompose(model.float(), images).error.max())
+        row["error32"] = float(_parts(model.float(), images).error.max())
     except VitAtlasError as error:
         row["refusal"] = str(error)
     except Exception as error:
@@ -149,7 +152,10 @@ def check(case: Case) -> dict[str, Any]:
 def _check_exactness(
     row: dict[str, Any], model: nn.Module, images: Tensor, counts: ModuleCounts
 ) -> None:
-    parts = decompose(model, images)
+    plan = plan_for(model, images)
+    parts = _parts(model, images)
+    row["frozen"] = len(plan.frozen)
+    row["columns"] = parts.values.shape[2]
     kinds = parts.components["kind"].value_counts()
     row["error64"] = float(parts.error.max())
     row["components"] = len(parts.components)
@@ -158,9 +164,9 @@ def _check_exactness(
     row["width"] = parts.representation.shape[1]
     row["readout"] = parts.readout
     row["cancellation"] = float(
-        (parts.values.norm(dim=2).sum(1) / parts.representation.norm(dim=1)).max()
+        (parts.values.norm(dim=2).sum(1) / parts.values.sum(1).norm(dim=1)).max()
     )
-    table = plan_for(model, images).table
+    table = plan.table
     pooled = list(table.loc[table["detail"] == "attention pooling", "module"])
     heads = parts.components[parts.components["kind"] == "head"]
     blocks = list(dict.fromkeys(heads["id"].str.split("/head").str[0]))
@@ -180,12 +186,22 @@ def _check_exactness(
     lost = [name for name in counts.blocks if not any(_inside(p, _own_path(name)) for p in every)]
     row["blocks"] = len(counts.blocks)
     row["blocks_missing"] = " ".join(lost)
-    _check_tokens(row, model, images, parts.values)
+    _check_tokens(row, model, images)
 
 
-def _check_tokens(row: dict[str, Any], model: nn.Module, images: Tensor, values: Tensor) -> None:
-    generator = torch.Generator().manual_seed(2)
-    directions = torch.randn(3, values.shape[2], generator=generator).to(values)
+def _directions(count: int, width: int, like: Tensor) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(2)).to(like)
+
+
+def _parts(model: nn.Module, images: Tensor) -> Decomposition:
+    """All of `z`; where that costs by the column (frozen gates), 16 random directions of it."""
+    plan = plan_for(model, images)
+    directions = _directions(16, plan.width, images) if plan.dense else None
+    return decompose(model, images, directions=directions)
+
+
+def _check_tokens(row: dict[str, Any], model: nn.Module, images: Tensor) -> None:
+    directions = _directions(3, row["width"], images)
     try:
         tokens = decompose(model, images, per="token", directions=directions)
     except VitAtlasError as error:
@@ -194,7 +210,7 @@ def _check_tokens(row: dict[str, Any], model: nn.Module, images: Tensor, values:
     except Exception as error:
         row["token_refusal"] = f"BUG {type(error).__name__}: {first_line(error)} {_place(error)}"
         return
-    wanted = values @ directions.T
+    wanted = decompose(model, images, directions=directions).values
     row["token_error"] = float((tokens.values.sum(2) - wanted).abs().max() / wanted.abs().max())
 
 
@@ -252,7 +268,7 @@ def _child(case: Case, memory: int, path: str) -> None:
 
 def check_apart(case: Case, *, seconds: float, memory: int, scratch: Path) -> dict[str, Any]:
     """`check` in a process of its own; a crash, a time-out or too much memory is a verdict."""
-    path = scratch / f"{os.getpid()}.json"
+    path = scratch / f"{os.getpid()}-{threading.get_ident()}.json"
     path.unlink(missing_ok=True)
     worker = multiprocessing.get_context("fork").Process(
         target=_child, args=(case, memory, str(path))
@@ -282,44 +298,55 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, help="page to write, as docs/supported-models.md")
     parser.add_argument("--seconds", type=float, default=600, help="limit of time per model")
     parser.add_argument("--memory", type=float, default=12, help="limit of memory per model, GiB")
-    parser.add_argument("--continue", dest="resume", action="store_true",
-                        help="keep the rows of a table that is already there")  # fmt: skip
-    parser.add_argument("--verdicts", nargs="*", help="with --continue: do these verdicts again")
+    parser.add_argument("--workers", type=int, default=1, help="models checked at a time")
+    parser.add_argument("--again", nargs="*", default=[], help="do these verdicts again")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     warnings.simplefilter("ignore")
-    options.out.mkdir(parents=True, exist_ok=True)
-    table = options.out / ("coverage-all.parquet" if options.all else "coverage.parquet")
-    rows = _kept_rows(table, options)
+    rows = options.out / ("rows-all" if options.all else "rows")
+    rows.mkdir(parents=True, exist_ok=True)
     cases = timm_cases(
         options.out / "model-sizes.json", every=options.all, wanted=options.family or ()
     )
     cases += open_clip_cases(every=options.all)
-    for case in cases:
-        if (case.library, case.model) in rows or not _wanted(case, options.family):
-            continue
-        row = check_apart(
-            case, seconds=options.seconds, memory=int(options.memory * 2**30), scratch=options.out
-        )
-        rows[case.library, case.model] = row
-        log.info("%s", _line(row))
-        pd.DataFrame([*rows.values()], columns=list(COLUMNS)).to_parquet(table)
-    frame = pd.DataFrame([*rows.values()], columns=list(COLUMNS))
+    todo = [
+        case
+        for case in cases
+        if _wanted(case, options.family) and not _done(_row_file(rows, case), options.again)
+    ]
+    with ThreadPoolExecutor(options.workers) as pool:
+        for line in pool.map(lambda case: _checked(case, rows, options), todo):
+            log.info("%s", line)
+    frame = pd.DataFrame(
+        [json.loads(path.read_text()) for path in sorted(rows.glob("*.json"))],
+        columns=list(COLUMNS),
+    )
+    frame.to_parquet(options.out / ("coverage-all.parquet" if options.all else "coverage.parquet"))
     log.info("%s", frame["verdict"].value_counts().to_string())
     if options.docs is not None:
         from benchmarks.coverage_page import page
 
-        options.docs.write_text(page(frame, every=options.all, today=date.today()))
+        options.docs.write_text(
+            page(frame, every=options.all, families=len(cases), today=date.today())
+        )
     return 0
 
 
-def _kept_rows(table: Path, options: argparse.Namespace) -> dict[tuple[str, str], dict[str, Any]]:
-    if not options.resume or not table.is_file():
-        return {}
-    frame = pd.read_parquet(table)
-    again = frame["verdict"].isin(options.verdicts or [])
-    kept = frame[~again].to_dict("records")
-    return {(row["library"], row["model"]): row for row in kept}
+def _checked(case: Case, rows: Path, options: argparse.Namespace) -> str:
+    row = check_apart(
+        case, seconds=options.seconds, memory=int(options.memory * 2**30), scratch=options.out
+    )
+    _row_file(rows, case).write_text(json.dumps(row, default=str, indent=0))
+    return _line(row)
+
+
+def _row_file(rows: Path, case: Case) -> Path:
+    name = f"{case.library}-{case.model}-{case.family}"
+    return rows / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}.json"
+
+
+def _done(path: Path, again: list[str]) -> bool:
+    return path.is_file() and json.loads(path.read_text())["verdict"] not in again
 
 
 def _wanted(case: Case, wanted: list[str] | None) -> bool:

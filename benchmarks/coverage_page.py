@@ -21,7 +21,7 @@ _MEANING = {
 }
 
 
-def page(frame: pd.DataFrame, *, every: bool, today: date) -> str:
+def page(frame: pd.DataFrame, *, every: bool, families: int, today: date) -> str:
     """The page as Markdown."""
     libraries = ", ".join(f"{n} {version(n)}" for n in ("torch", "timm", "open_clip_torch"))
     command = "python -m benchmarks.coverage" + (" --all" if every else "")
@@ -37,8 +37,12 @@ def page(frame: pd.DataFrame, *, every: bool, today: date) -> str:
         "most 1e-10 in float64 and 1e-5 in float32. Attention is counted from the modules that "
         "run, not from the decomposition.",
         "",
-        f"{good} of the {len(frame)} families checked so far are exact and complete; a family that "
-        "is not in the table has not been checked.",
+        f"{good} of the {len(frame)} families checked are exact and complete "
+        f"({families - len(frame)} of {families} have not been checked).",
+        "",
+        "*Frozen on the stream* counts modules whose activation or max pooling on the residual "
+        "stream is passed with its gate or its choice frozen (`docs/decomposition.md`); such "
+        "models are checked on 16 random directions, since the whole of z costs a pass per column.",
         "",
         "| verdict | families | meaning |",
         "|---|---|---|",
@@ -61,7 +65,8 @@ def page(frame: pd.DataFrame, *, every: bool, today: date) -> str:
 def _table(rows: pd.DataFrame) -> list[str]:
     head = (
         "family (variants)", "checked with", "verdict", "error float64", "float32", "tokens",
-        "heads", "MLPs", "conv.", "attention blocks + pooling / modules", "read at",
+        "heads", "MLPs", "conv.", "attention blocks + pooling / modules", "frozen on the stream",
+        "read at",
     )  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows.sort_values(["module", "family"]).to_dict("records"):
@@ -74,6 +79,7 @@ def _table(rows: pd.DataFrame) -> list[str]:
             _power(row["error64"]), _power(row["error32"]), _power(row["token_error"]),
             _whole(row["head"]), _whole(row["mlp"]), _whole(row["conv"]),
             attention if pd.notna(row["attention_modules"]) else "",
+            _whole(row["frozen"]),
             row["readout"] if isinstance(row["readout"], str) else "",
         )  # fmt: skip
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")

@@ -1,16 +1,19 @@
 """Speed, memory and error of the decomposition beside the plain forward pass and the published way.
 
     python -m benchmarks.decompose [--models NAME …] [--batch 8] [--device cuda] [--repeats 20]
-                                   [--baseline] [--autocast] [--out FILE.parquet]
+                                   [--compile] [--out FILE.parquet]
 
 Plain and decomposed passes of the same batch alternate in one process after a warm-up; the ratio is
-the median of the paired ratios. Memory is the peak above what was held before the call, minus that
-of the plain pass (CPU: growth of the process's peak; only a rise above earlier ones can be seen).
+the median of the paired ratios. Each is also run once in a process of its own (CPU) or with fresh
+counters (GPU) for its peak memory above what was held before. `lean` is the decomposition's peak
+above that of the plain pass, in parts of the plain pass's activations: all that its operations
+write. On a GPU every row is repeated under bfloat16 autocast.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import platform
 import resource
 import statistics
@@ -19,16 +22,18 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import date
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.published import decompose_published
 from benchmarks.randomise import randomise
 from pipeline_lib._torchvision import ensure_torchvision
-from pipeline_lib.decomposition import decompose
+from pipeline_lib.decomposition import decompose, plan_for
 
 #: Models of the table: the library's name, and settings.
 MODELS: dict[str, tuple[str, int, dict[str, object]]] = {
@@ -44,7 +49,7 @@ MODELS: dict[str, tuple[str, int, dict[str, object]]] = {
     "ViT-B-32": ("open_clip", 224, {}),
     "ViT-L-14": ("open_clip", 224, {}),
 }
-DEFAULT = [name for name in MODELS if name not in ("swin_base_patch4_window7_224", "ViT-L-14")]
+DEFAULT = [name for name in MODELS if name != "ViT-L-14"]
 
 #: Plain vision transformers, for which the published way is written down.
 PUBLISHED = ("vit_small_patch16_224", "vit_base_patch16_224")
@@ -70,48 +75,90 @@ def plain_pass(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[operator]
 
 
-def modes(name: str, model: nn.Module, width: int, device: str, baseline: bool) -> dict:  # type: ignore[type-arg]
+def modes(name: str, model: nn.Module, width: int, device: str) -> dict[str, Callable]:  # type: ignore[type-arg]
     """What is timed against the plain pass, by name; each returns contributions."""
     generator = torch.Generator().manual_seed(4)
     directions = torch.randn(8, width, generator=generator).to(device)
     found = {
         "head": lambda x: decompose(model, x).values,
-        "layer": lambda x: decompose(model, x, per="layer").values,
         "token, 8 directions": lambda x: (
             decompose(model, x, per="token", directions=directions).values
         ),
     }
-    if baseline and name in PUBLISHED:
+    if name in PUBLISHED:
         found["published way"] = lambda x: decompose_published(model, x)
     return found
 
 
-class Clock:
-    """Times and peak memory of a call on one device."""
+#: Modes whose bar is stated on 20 repeats; the others are slower, and repeated less.
+FULL = ("head",)
 
-    def __init__(self, device: str) -> None:
-        self.cuda = device.startswith("cuda")
 
-    def run(self, call: Callable[[], object]) -> tuple[float, float]:
-        """Seconds, and bytes at the peak above what was held before."""
-        before = self._start()
-        begin = time.perf_counter()
+class Written(TorchDispatchMode):
+    """Counts the bytes that operations write, views left out, by keeping everything alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        inputs = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor):
+                place = tensor.untyped_storage().data_ptr()
+                if place not in inputs:
+                    self.kept.setdefault(place, tensor)
+        return out
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.kept.values())
+
+
+def activations(call: Callable[[], object]) -> int:
+    """Bytes that a call writes, all operations together."""
+    with Written() as written:
         call()
-        if self.cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin, self._peak() - before
+    return written.bytes
 
-    def _start(self) -> float:
-        if not self.cuda:
-            return self._peak()
+
+def peak(call: Callable[[], object], device: str) -> float:
+    """Peak memory of a call above what was held before, in bytes."""
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    worker = multiprocessing.get_context("fork").Process(target=_peak_apart, args=(call, writer))
+    worker.start()
+    growth = reader.recv() if reader.poll(600) else float("nan")
+    worker.join()
+    return growth
 
-    def _peak(self) -> float:
-        if self.cuda:
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def _peak_apart(call: Callable[[], object], writer: Connection) -> None:
+    torch.set_num_threads(1)
+    before = _resident()
+    call()
+    writer.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0 - before)
+    writer.close()
+
+
+def _resident() -> float:
+    return float(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def timed(call: Callable[[], object], device: str) -> float:
+    """Seconds of a call."""
+    begin = time.perf_counter()
+    call()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
 
 
 def measure(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
@@ -120,52 +167,67 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
     model.to(options.device)
     images = torch.randn(options.batch, 3, size, size, generator=torch.Generator().manual_seed(3))
     images = images.to(options.device)
-    plain, clock = plain_pass(model), Clock(options.device)
-    cast = torch.autocast("cuda", torch.bfloat16) if options.autocast else nullcontext()
+    kinds = ["float32"]
+    if options.device.startswith("cuda"):
+        kinds += ["bfloat16 autocast"]
+    rows: list[dict[str, object]] = []
+    for kind in kinds:
+        cast = torch.autocast("cuda", torch.bfloat16) if kind != "float32" else nullcontext()
+        with torch.no_grad(), cast:
+            rows += rows_of(name, model, images, kind, options)
+    return rows
+
+
+def rows_of(
+    name: str, model: nn.Module, images: Tensor, kind: str, options: argparse.Namespace
+) -> list[dict[str, object]]:
+    plain, device = plain_pass(model), options.device
+    if options.compile:
+        plan = plan_for(model, images)
+        plain = torch.compile(plain)
+        plan.runner = torch.compile(plan.runner)  # type: ignore[assignment]
+    parts = decompose(model, images)
+    written = activations(lambda: plain_pass(model)(images))
+    held = peak(lambda: plain(images), device)
     rows = []
-    with torch.no_grad(), cast:
-        parts = decompose(model, images)
-        error = float(parts.error.max())
-        width = parts.representation.shape[1]
-        for mode, call in modes(name, model, width, options.device, options.baseline).items():
-            slow = mode == "published way"
-            ratios, seconds, extra = paired(
-                clock, lambda: plain(images), lambda call=call: call(images),
-                3 if slow else options.repeats,
-            )  # fmt: skip
-            row = {
-                "model": name, "mode": mode, "batch": options.batch, "device": options.device,
-                "dtype": "bfloat16 autocast" if options.autocast else "float32",
-                "plain_images_per_s": options.batch / seconds[0],
-                "images_per_s": options.batch / seconds[1],
-                "ratio": statistics.median(ratios), "memory_above_plain_mb": extra / 1e6,
-                "error": float("nan") if slow else error,
-            }  # fmt: skip
-            rows.append(row)
-            print(line(row), flush=True)
+    for mode, call in modes(name, model, parts.representation.shape[1], device).items():
+        repeats = options.repeats if mode in FULL else max(3, options.repeats // 4)
+        ratios, seconds = paired(
+            lambda: timed(lambda: plain(images), device),
+            lambda call=call: timed(lambda: call(images), device),  # type: ignore[misc]
+            repeats,
+        )
+        top = peak(lambda call=call: call(images), device)  # type: ignore[misc]
+        row = {
+            "model": name, "mode": mode + (", compiled" if options.compile else ""),
+            "batch": options.batch, "device": device, "dtype": kind,
+            "plain_images_per_s": options.batch / seconds[0],
+            "images_per_s": options.batch / seconds[1],
+            "ratio": statistics.median(ratios), "repeats": repeats,
+            "peak_mb": top / 1e6, "plain_peak_mb": held / 1e6, "activations_mb": written / 1e6,
+            "lean": (top - held) / written,
+            "error": float("nan") if mode == "published way" else float(parts.error.max()),
+        }  # fmt: skip
+        rows.append(row)
+        print(line(row), flush=True)
     return rows
 
 
 def paired(
-    clock: Clock, plain: Callable[[], object], other: Callable[[], object], repeats: int
-) -> tuple[list[float], tuple[float, float], float]:
-    """Paired ratios, median seconds of both, and memory of the second above the first."""
-    for _ in range(1 if repeats < 5 else 3):
+    plain: Callable[[], float], other: Callable[[], float], repeats: int
+) -> tuple[list[float], tuple[float, float]]:
+    """Paired ratios, and the median seconds of both."""
+    for _ in range(2 if repeats < 10 else 3):
         plain(), other()
-    times: list[tuple[float, float]] = []
-    extra = 0.0
-    for _ in range(repeats):
-        first, held = clock.run(plain)
-        second, peak = clock.run(other)
-        times.append((first, second))
-        extra = max(extra, peak - held)
-    medians = tuple(statistics.median(column) for column in zip(*times))
-    return [second / first for first, second in times], medians, extra  # type: ignore[return-value]
+    times = [(plain(), other()) for _ in range(repeats)]
+    first, second = zip(*times, strict=True)
+    ratios = [after / before for before, after in times]
+    return ratios, (statistics.median(first), statistics.median(second))
 
 
 HEAD = (
-    "| model | mode | batch | device | dtype | plain img/s | img/s | ratio | memory MB | error |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
+    "| model | mode | batch | device | dtype | plain img/s | img/s | ratio | repeats | peak MB | "
+    "plain peak MB | activations MB | lean | error |\n" + "|---" * 14 + "|"
 )
 
 
@@ -173,7 +235,8 @@ def line(row: dict[str, object]) -> str:
     """One row as Markdown."""
     return (
         "| {model} | {mode} | {batch} | {device} | {dtype} | {plain_images_per_s:.1f} | "
-        "{images_per_s:.1f} | {ratio:.2f} | {memory_above_plain_mb:.0f} | {error:.0e} |"
+        "{images_per_s:.1f} | {ratio:.2f} | {repeats} | {peak_mb:.0f} | {plain_peak_mb:.0f} | "
+        "{activations_mb:.0f} | {lean:.2f} | {error:.0e} |"
     ).format(**row)
 
 
@@ -184,17 +247,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--baseline", action="store_true", help="also the published way")
-    parser.add_argument("--autocast", action="store_true", help="bfloat16 autocast (GPU)")
+    parser.add_argument("--compile", action="store_true", help="both passes through torch.compile")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/decompose.parquet"))
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     device = torch.cuda.get_device_name() if options.device != "cpu" else platform.processor()
     print(f"{date.today()}, {device or platform.machine()}, {options.threads} threads, "
           f"torch {torch.__version__}\n\n{HEAD}")  # fmt: skip
-    rows = [row for name in options.models for row in measure(name, options)]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_parquet(options.out)
+    rows: list[dict[str, object]] = []
+    for name in options.models:
+        rows += measure(name, options)
+        pd.DataFrame(rows).to_parquet(options.out)
     return 0
 
 

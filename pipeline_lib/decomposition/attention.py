@@ -57,6 +57,8 @@ def product(facts: Facts, node: fx.Node) -> Product | None:
         return None
     left, right = node.args[:2]
     found = [_is_weights(facts, left), _is_weights(facts, right)]  # type: ignore[arg-type]
+    if all(found):  # what a softmax made are the weights, whatever the values passed before
+        found = [_is_weights(facts, one, SOFTMAX) for one in (left, right)]  # type: ignore[arg-type]
     if found[0] == found[1]:
         # q @ (k @ v): what a product has mixed already are the values
         mixed = [_is_mixed(facts, left), _is_mixed(facts, right)]  # type: ignore[arg-type]
@@ -83,11 +85,17 @@ def _is_mixed(facts: Facts, node: fx.Node) -> bool:
 _PLAIN = ("add", "sub", "mul", "div", "where", "masked_fill")
 
 
-def _is_weights(facts: Facts, node: fx.Node) -> bool:
-    """Whether a softmax or another nonlinearity produced the factor."""
+SOFTMAX = ("softmax", "_softmax")
+
+
+def _is_weights(facts: Facts, node: fx.Node, makers: tuple[str, ...] = ()) -> bool:
+    """Whether a softmax or another nonlinearity (or one of `makers`) produced the factor."""
     while True:
         name = op_name(node)
-        if name in ("softmax", "_softmax", "sigmoid", "relu", "elu", "log_softmax"):
+        if makers:
+            if name in makers:
+                return True
+        elif name in (*SOFTMAX, "sigmoid", "relu", "elu", "log_softmax"):
             return True
         if is_product(facts, node) or "norm" in name:
             return False
@@ -97,7 +105,7 @@ def _is_weights(facts: Facts, node: fx.Node) -> bool:
             dependent = [other for other in node.args[:2] if facts.depends(other)]
             if len(dependent) != 1:
                 return name in ("mul", "div") and any(
-                    _is_weights(facts, other)
+                    _is_weights(facts, other, makers)
                     for other in dependent  # type: ignore[arg-type]
                 )
             node = dependent[0]  # type: ignore[assignment]
@@ -106,7 +114,7 @@ def _is_weights(facts: Facts, node: fx.Node) -> bool:
         elif name == "linalg_vector_norm" or not node.args:
             return False
         else:
-            return name not in RULES and node.op == "call_function"
+            return not makers and name not in RULES and node.op == "call_function"
 
 
 def attention_weights(context: Context, found: Product) -> Lazy:
