@@ -248,7 +248,7 @@ _TABLES = (
         (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
-            Column("level", "string", "representation, stage, block or component"),
+            Column("level", "string", "representation, stage, block, component or tokens"),
             Column("node", "string", "name of the part, unique in its level"),
             Column("parent", "string", "node of the level above; '' for the representation"),
             Column("components", "int64", "components in the part"),

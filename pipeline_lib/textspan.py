@@ -27,6 +27,9 @@ METHODS: tuple[Method, ...] = ("textspan", "published", "omp")
 PUBLISHED_RANK = 80
 #: Directions in which a component has less than this share of its largest variance are rounding.
 VARIANCE_TOLERANCE = 1e-8
+#: Weight of a text's share in the component's subspace. It decides between texts that explain the
+#: same, which all do in a component of one direction.
+TIE = 0.01
 #: Components with less than this share of the largest component's variance are constant.
 CONSTANT = 1e-10
 
@@ -303,7 +306,9 @@ def _greedy(
     directions: list[Tensor] = []
     for step in range(count):
         variance = along.square().sum(dim=1)
-        score = variance / squares.clamp_min(1e-300) if rules.renormalise else variance
+        score = variance
+        if rules.renormalise:
+            score = variance / squares.clamp_min(1e-300) * (1 + TIE * squares)
         best = int(torch.where(squares > floor, score, -1.0).argmax())
         if squares[best] <= torch.broadcast_to(floor, squares.shape)[best]:
             break

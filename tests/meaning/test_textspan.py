@@ -137,6 +137,15 @@ def test_the_first_text_stays_even_where_random_vectors_do_better() -> None:
     assert label.gains[0] < random[0].gains[0]
 
 
+def test_a_component_of_one_direction_gets_the_text_that_lies_along_it() -> None:
+    pool = unit(normal(POOL, E, seed=42))
+    apart = unit(pool - pool.mean(0))
+    contributions = normal(200, 1, 1) * apart[17]
+    found = moments(encode(Source.of_array(contributions)), identity_maps(E))
+    for method in ("textspan", "omp"):
+        assert label_components(found, pool, count=2, method=method)[0].texts[:1] == [17]
+
+
 def test_texts_like_a_picked_one_are_passed_over() -> None:
     found, pool = planted(noise=0.05)
     twin = unit(pool[3] + 0.01 * normal(E, seed=8))
