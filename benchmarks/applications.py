@@ -2,9 +2,9 @@
 
     python -m benchmarks.applications [--images 50000] [--folder FOLDER] [--threads 2] [--keep]
 
-The dump is written once, in the pipeline's own store: 144 heads of width 64 in bases of their own, 12
-MLPs and a stem with all 768 numbers, normal random numbers. Each application then runs in a process
-of its own, from opening the dump to its tables, with the library functions that its rule calls;
+The dump is written once, in the pipeline's own store: 144 heads of width 64 in bases of their own,
+12 MLPs and a stem with all 768 numbers, normal random numbers. Each application runs in a process
+of its own, from opening the dump to its tables, with the library functions its rule calls;
 memory is the peak of that process. A warm file cache is as found after writing.
 """
 
