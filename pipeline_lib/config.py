@@ -228,7 +228,7 @@ class Maps(_Section):
     """Image embeddings of the reference CLIP, or text embeddings of the labels or captions."""
     given: str | None = None
     """Folder of maps of another run (its `maps`), applied as they are; null: maps are fitted."""
-    method: MapMethod = "compalign"
+    method: MapMethod = "anchored"
     """Which maps the later stages use."""
     orthogonality: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight λ of the orthogonality of the published objective."""

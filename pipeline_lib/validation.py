@@ -177,6 +177,8 @@ def confirmed_table(scores: pd.DataFrame, truths: pd.DataFrame) -> pd.DataFrame:
     and of `joint_loss` (`confirmed`) or `ablation_loss` (`confirmed_alone`): fewer than a tenth of
     the components have a larger one, and the median component has a smaller one. Ablation alone
     cannot confirm where a factor is carried by several components: then no single one is missed.
+    `candidates` counts the components that both truths would confirm; where there is none, the
+    factor has no single carrier, and no score could be confirmed.
     """
     rows = []
     for feature, part in scores.groupby("feature", sort=False):
@@ -184,18 +186,21 @@ def confirmed_table(scores: pd.DataFrame, truths: pd.DataFrame) -> pd.DataFrame:
         known = truths[truths["feature"] == feature].set_index("component")
         if known[list(CONFIRMING)].isna().any(axis=None):
             continue
-        top = part.loc[part["score"].idxmax()]
-        fact = {"feature": feature, "top": top["id"], "score": float(top["score"])}
+        place = int(part["score"].to_numpy().argmax())
+        fact = {"feature": feature, "top": part["id"].iloc[place]}
+        fact["score"] = float(part["score"].iloc[place])
         among = {}
         for truth in CONFIRMING:
             values = known.loc[part["component"], truth].to_numpy()
-            own, median = float(known.loc[top["component"], truth]), float(np.median(values))
-            percentile = float((values <= own).mean())
-            among[truth] = percentile > DECILE and own > median
+            percentiles = (values[:, None] >= values).mean(axis=1)
+            median = float(np.median(values))
+            among[truth] = (percentiles > DECILE) & (values > median)
             best = part["id"].iloc[int(np.argmax(values))]
-            fact |= {f"{truth}_value": own, f"{truth}_percentile": percentile}
-            fact |= {f"{truth}_median": median, f"{truth}_best": str(best)}
-        fact["confirmed"] = among["decodability"] and among["joint_loss"]
-        fact["confirmed_alone"] = among["decodability"] and among["ablation_loss"]
+            fact |= {f"{truth}_value": float(values[place]), f"{truth}_median": median}
+            fact |= {f"{truth}_percentile": float(percentiles[place]), f"{truth}_best": str(best)}
+        both = among["decodability"] & among["joint_loss"]
+        fact["candidates"], fact["confirmed"] = int(both.sum()), bool(both[place])
+        alone = among["decodability"] & among["ablation_loss"]
+        fact["confirmed_alone"] = bool(alone[place])
         rows.append(fact | {"components": len(part)})
     return pd.DataFrame(rows)

@@ -65,9 +65,11 @@ def _confirmed(table: pd.DataFrame) -> str:
             place = 1 + round((1 - row[f"{truth}_percentile"]) * row["components"])
             cells.append(f"{row[f'{truth}_value']:.3f} ({place} of {row['components']})")
         verdicts = [row["confirmed"], row["confirmed_alone"]]
-        rows.append([*cells, *("yes" if verdict else "**no**" for verdict in verdicts)])
+        words = ("yes" if verdict else "**no**" for verdict in verdicts)
+        rows.append([*cells, row["candidates"], *words])
     main = table[table["feature"].isin(MAIN)]
     joint, alone = (_count(main, column) for column in ("confirmed", "confirmed_alone"))
+    possible = int((main["candidates"] > 0).sum())
     text = (
         "## Is the component that a score names first the right one?\n\n"
         "For each known factor the component with the highest score, its value in the truths and "
@@ -77,10 +79,12 @@ def _confirmed(table: pd.DataFrame) -> str:
         "them alone costs nothing, so that loss tells nothing apart; *joint loss* is what its "
         "ablation costs on average when random halves of the others are ablated with it. Of "
         f"colour, shape, texture and scene {joint} by joint loss, and {alone} by the loss of "
-        "ablating it alone.\n\n"
+        "ablating it alone. *Candidates* are the components that decodability and joint loss both "
+        "place in the top decile: where there is none, the factor has no single carrier, and no "
+        f"score could be confirmed; there is one in {possible} of {len(main)}.\n\n"
     )
     head = ["model", "factor", "first component", "score", "decodability", "ablation loss"]
-    return text + _table([*head, "joint loss", "confirmed", "ablated alone"], rows)
+    return text + _table([*head, "joint loss", "candidates", "confirmed", "ablated alone"], rows)
 
 
 def _count(main: pd.DataFrame, column: str) -> str:

@@ -125,6 +125,7 @@ def test_the_carrier_is_confirmed_and_a_wrong_top_is_not(tables) -> None:
     scores, truths = tables
     table = confirmed_table(scores, truths).set_index("feature")
     assert table["confirmed"].all() and table["confirmed_alone"].all()
+    assert (table["candidates"] == 1).all()
     assert table["top"].to_dict() == {"colour": "c1", "shape": "c3"}
     assert (table["components"] == C - 1).all()  # the constant one is no candidate
     wrong = scores.assign(score=(scores["component"] == 2).astype(float))
@@ -139,7 +140,9 @@ def test_a_truth_that_tells_nothing_apart_confirms_nothing(tables) -> None:
     scores, truths = tables
     alone = confirmed_table(scores, truths.assign(ablation_loss=0.0))
     assert alone["confirmed"].all() and not alone["confirmed_alone"].any()
-    assert not confirmed_table(scores, truths.assign(joint_loss=0.0))["confirmed"].any()
+    nothing = confirmed_table(scores, truths.assign(joint_loss=0.0))
+    assert not nothing["confirmed"].any()
+    assert (nothing["candidates"] == 0).all()
 
 
 def test_a_feature_that_is_no_known_factor_is_left_out(tables) -> None:

@@ -12,10 +12,14 @@ MADE = {"command": "make it", "date": "2026-01-02", "machine": "a machine", "run
 def confirmed() -> pd.DataFrame:
     rows = [("clip", "colour", 1.0, True), ("deit", "colour", 0.6, False)]
     columns = ["model", "feature", "joint_loss_percentile", "confirmed"]
-    table = pd.DataFrame(rows, columns=columns).assign(top="b1/head0", score=0.5, components=20)
+    table = pd.DataFrame(rows, columns=columns).assign(top="b1/head0", score=0.5)
     table = table.assign(decodability_value=0.75, ablation_loss_value=0.0, joint_loss_value=0.2)
     return table.assign(
-        decodability_percentile=1.0, ablation_loss_percentile=1.0, confirmed_alone=False
+        decodability_percentile=1.0,
+        ablation_loss_percentile=1.0,
+        confirmed_alone=False,
+        components=20,
+        candidates=[1, 0],
     )
 
 
@@ -56,8 +60,9 @@ def test_good_and_bad_results_are_on_the_page() -> None:
     assert "Made by `make it` on 2026-01-02 (a machine) from the run `try`: 123 images" in page
     assert "1 of 2 are confirmed (all of them in clip) by joint loss, and 0 of 2" in page
     first = "| clip | colour | `b1/head0` | 0.50 | 0.750 (1 of 20) | 0.000 (1 of 20) |"
-    assert f"{first} 0.200 (1 of 20) | yes | **no** |" in page
-    assert "| 0.200 (9 of 20) | **no** | **no** |" in page
+    assert f"{first} 0.200 (1 of 20) | 1 | yes | **no** |" in page
+    assert "there is one in 1 of 2." in page
+    assert "| 0.200 (9 of 20) | 0 | **no** | **no** |" in page
     assert "| deit | decodability | between | 0.25 [-0.50, 0.50] | 0.00 [-0.50, 0.50] |" in page
     assert "| 0.25 [-0.50, 0.50] |  | 0.035 | 0.045 | 50.0% |" in page
     assert "| deit | ridge | chosen | 9 | 0.800 | 0.500 | 0.700 | 1.0 |" in page
