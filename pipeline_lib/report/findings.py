@@ -200,30 +200,44 @@ def _retrieval(run: Run) -> Markup | None:
     asked = table[is_asked(table) & (table["k"] == k)]
     if asked.empty:
         return None
-    query = "text" if (asked["query"] == "text").any() else "image"
-    means = asked[asked["query"] == query].groupby("method", sort=False)["precision"].mean()
-    if "components" not in means:
+    asked_with = {"image": "with a picture", "text": "by text"}
+    first, *rest = [query for query in asked_with if (asked["query"] == query).any()]
+    means = {query: _mean_precision(asked, query) for query in (first, *rest)}
+    if any("components" not in values for values in means.values()):
         return None
-    others = [
-        f"{percent(means[name], 0)} {words}"
-        for name, words in (
-            ("representation", "for the whole representation"),
-            ("clip", "for the reference CLIP"),
-            ("random", "for as many random components"),
-        )
-        if name in means
-    ]
     return Markup(
-        "Asked by {} for one property, a feature’s top components have it right in <b>{}</b> of "
-        "the first {} images{}, on average over {}{}."
+        "Asked {} for one property, a feature’s top components have it right in <b>{}</b> of "
+        "the first {} images{}, on average over {}{}.{}"
     ).format(
-        query,
-        percent(means["components"], 0),
+        asked_with[first],
+        percent(means[first]["components"], 0),
         k,
-        f" ({', '.join(others)})" if others else "",
+        _beside(means[first]),
         plural(asked["feature"].nunique(), "feature"),
         f" of {plural(models, 'model')}" if (models := asked["model"].nunique()) > 1 else "",
+        "".join(
+            f" Asked {asked_with[query]}: {percent(means[query]['components'], 0)}"
+            f"{_beside(means[query])}."
+            for query in rest
+        ),
     )
+
+
+def _mean_precision(asked: pd.DataFrame, query: str) -> pd.Series:
+    return asked[asked["query"] == query].groupby("method", sort=False)["precision"].mean()
+
+
+def _beside(means: pd.Series) -> str:
+    """The same number of the other methods, in brackets."""
+    named = {
+        "representation": "for the whole representation",
+        "clip": "for the reference CLIP",
+        "random": "for as many random components",
+    }
+    others = [
+        f"{percent(means[name], 0)} {words}" for name, words in named.items() if name in means
+    ]
+    return f" ({', '.join(others)})" if others else ""
 
 
 def _heatmaps(run: Run) -> Markup | None:
