@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from running import own_run, plan, rules_of, snakemake
 
 from pipeline_lib.estimate import Machine, dump_bytes, estimate_dump, human
 from pipeline_lib.factors import Factors
@@ -62,3 +63,18 @@ def test_a_written_store_takes_what_was_estimated(tmp_path: Path) -> None:
 
 def test_sizes_are_readable() -> None:
     assert [human(size) for size in (12, 1.2e4, 3e15)] == ["12 B", "12.0 kB", "3.0 PB"]
+
+
+def test_the_command_looks_at_images_and_models_and_dumps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = own_run(tmp_path)
+    assert rules_of(plan(own, "estimate")) == {"manifest", "bases", "estimate"}
+    monkeypatch.setenv("VIT_ATLAS_IMAGES", "1000000000000")
+    monkeypatch.setenv("VIT_ATLAS_RATE", "1000")
+    assert rules_of(plan(own, "estimate")) == {"bases", "estimate"}
+    done = snakemake(own, "estimate")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "vit on photos: 1,000,000,000,000 images, 1000.0 images/s a worker" in done.stdout
+    assert "250,000,000,000 jobs" in done.stdout and "NOT ENOUGH" in done.stdout
+    assert not list(own.rglob("*.zarr"))
