@@ -20,10 +20,10 @@ LAYERS = (
     {
         "decomposition", "maps", "map_problem", "map_ridge", "map_fits", "scores", "streamed",
         "textspan", "nonnegative", "significance", "roles", "truths", "validation",
-        "validation_page", "comparison", "hierarchy", "reconstruction",
+        "validation_page", "comparison", "hierarchy", "token_groups", "reconstruction",
         "passes", "classify", "ablation", "ablation_plan", "retrieval", "heatmaps", "segmentation",
         "segmentation_counts", "baseline_maps", "token_recipes", "retrieval_metrics",
-        "retrieval_truth", "groups", "repair", "mapped", "retrieval_ways", "codes",
+        "retrieval_truth", "groups", "repair", "class_token", "mapped", "retrieval_ways", "codes",
         "spurious",
     },
     {

@@ -235,3 +235,36 @@ def test_images_are_chosen_by_seed_from_those_that_have_what_is_needed() -> None
     assert len(choose_images(manifest, None, ["mask"], 99, seed=0)) == 5
     with pytest.raises(DataError, match="no column 'masks'; did you mean mask"):
         choose_images(manifest, "test", ["masks"], 2, seed=0)
+
+
+DEMO = Path(__file__).parents[2] / "resources" / "models"
+FAMILIES = {
+    "clip-small": "open_clip", "deit": "timm", "dino": "timm", "dinov2": "timm", "swin": "timm",
+    "maxvit": "timm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_changed_patch_of_a_demo_model_changes_the_map_most_at_itself(name: str) -> None:
+    own = load_model(f"{FAMILIES[name]}:local-dir:{DEMO / name}")
+    height, width = own.input_size
+    generator = torch.Generator().manual_seed(0)
+    plain = 0.1 * torch.randn(1, 3, height, width, generator=generator)
+    found = decompose(own, plain, per="token", directions=torch.eye(own_width(own))[:2])
+    rows, columns = found.grid
+    cells = [(0, 1), (rows // 2, columns - 2), (rows - 2, columns // 3)]
+    tall, wide = height // rows, width // columns
+    images = plain.repeat(1 + len(cells), 1, 1, 1)
+    for image, (row, column) in zip(images[1:], cells, strict=True):
+        place = (slice(None), slice(row * tall, (row + 1) * tall))
+        image[*place, slice(column * wide, (column + 1) * wide)] += 2.0
+    directions = torch.randn(8, own_width(own), generator=generator)
+    maps = decompose(own, images, per="token", directions=directions).maps()
+    moved = (maps[1:] - maps[:1]).square().sum(dim=(1, 2))
+    peaks = [divmod(int(one.argmax()), columns) for one in moved]
+    assert peaks == cells
+
+
+def own_width(model: VisionModel) -> int:
+    """Length of a model's representation."""
+    return representations(model, torch.zeros(1, 3, *model.input_size)).shape[1]

@@ -1,5 +1,6 @@
 # Ablation: accuracy while components are replaced by their means over reference images. Reads the
-# dump of one model on one data set; writes applications/ablation/{model}/{dataset}.parquet.
+# dump of one model on one data set, and some of its images where the class token is read; writes
+# applications/ablation/{model}/{dataset}.parquet.
 
 
 def own_texts(model):
@@ -16,6 +17,7 @@ rule ablation:
         table=f"{RESULTS}/applications/ablation/{{model}}/{{dataset}}.parquet",
     params:
         version=STAGE_VERSIONS["ablation"],
+        model=lambda wildcards: model_facts(CONFIG.models[wildcards.model]),
         asked=lambda wildcards: section(CONFIG.applications.ablation),
         concepts=CONFIG.concepts,
         seed=CONFIG.seed,
