@@ -68,7 +68,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a Zarr store; its first axis is `n`, the row of the manifest, or it is shared."""
+    """One array of a Zarr store; its first axis is `n`, the manifest's row, or it is shared."""
 
     name: str
     axes: tuple[str, ...]

@@ -97,7 +97,7 @@ def test_every_problem_is_reported_at_once_with_its_place() -> None:
         "datasets.other.count: is missing",
         "datasets.other.cuont: unknown key; did you mean count?",
         "models.deit.weigths: unknown key; did you mean weights?",
-        "contributions.dtype: 'float23' is not valid; did you mean float32, float16?",
+        "contributions.dtype: 'float23' is not valid; did you mean float32, float16, bfloat16?",
         "maps.heldout: Input should be less than 1 (given: 2)",
         "aplications: unknown key; did you mean applications?",
         "maps.dataset: 'wrold' is not in datasets; did you mean world?",

@@ -28,7 +28,8 @@ LAYERS = (
     },
     {
         "models", "manifest", "factors", "store_layout", "store", "dumps", "labelled",
-        "features", "image_features", "encoder", "contributions", "estimate", "mirror", "world", "training",
+        "features", "image_features", "encoder", "contributions", "estimate", "mirror", "world",
+        "training",
     },
     {"report", "questions"},
     {"command_line", "__main__"},
