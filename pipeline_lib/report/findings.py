@@ -304,7 +304,6 @@ def _spurious(run: Run) -> Markup | None:
     ablated = change["ablated"].dropna()
     average = spurious_change(table, "test").get("ablated", pd.Series(dtype=float))
     control = change.get("random", pd.Series(dtype=float))
-    k = int(table.loc[table["method"] == "ablated", "components"].max())
     extra = []
     if len(average.dropna()):
         extra.append(f"test accuracy changes by {points(average.mean())}")
@@ -318,12 +317,19 @@ def _spurious(run: Run) -> Markup | None:
         "Replacing the {} that score highest for the spurious cue by their means changes the "
         "accuracy of the worst group by <b>{}</b>{}{}{}."
     ).format(
-        plural(k, "component"),
+        ablated_count(table),
         points(mean(ablated.tolist())),
         on_average(len(ablated)),
         spread,
         f"; {listed(extra)}" if extra else "",
     )
+
+
+def ablated_count(table: pd.DataFrame) -> str:
+    """`4 components`, or `2 to 9 components` where their number is chosen for each model."""
+    counts = table.loc[table["method"] == "ablated", "components"]
+    low, high = int(counts.min()), int(counts.max())
+    return plural(high, "component") if low == high else f"{low} to {plural(high, 'component')}"
 
 
 def _features(run: Run) -> Markup | None:

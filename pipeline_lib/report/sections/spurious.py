@@ -19,6 +19,7 @@ from pipeline_lib.report.blocks import (
 )
 from pipeline_lib.report.charts import as_percent
 from pipeline_lib.report.collect import Run
+from pipeline_lib.report.findings import ablated_count
 from pipeline_lib.report.style import Panel, colour, draw_panel
 from pipeline_lib.report.words import method_name, percent, plural
 
@@ -35,16 +36,16 @@ def _groups(run: Run) -> Figure:
     panels = [_group_panel(table[table["model"] == name], name) for name in run.models_in(table)]
     settings = run.config["applications"]["spurious"]
     draws = table.loc[table["method"] == "random", "draw"].nunique()
-    k = int(table.loc[table["method"] == "ablated", "components"].max())
+    chosen = "chosen" if settings.get("top_k") else "these and their number chosen"
     return Figure(
         "spurious",
         "Accuracy by group before and after",
         Caption(
             "Accuracy of each group for the full model (open) and after ablation (filled); grey: "
             f"range and mean of {plural(draws, 'draw')} of as many random components.",
-            f"The {plural(k, 'component')} with the largest score for the spurious words less that "
-            f"for the core words, chosen on the {settings['select_split']} images, replaced by "
-            f"their means; reported on the {settings['report_split']} images.",
+            f"The {ablated_count(table)} with the largest score for the spurious words less that "
+            f"for the core words, {chosen} on the {settings['select_split']} images, replaced by their means; reported on the "
+            f"{settings['report_split']} images.",
             f"{plural(_group_size(table), 'image')} in the smallest group",
         ),
         panels,
