@@ -9,6 +9,7 @@ import pandas as pd
 
 _MEANING = {
     "exact": "sums exactly, and every attention module and block is a component or pools",
+    "exact in single precision": "as above; the library itself computes a part in float32",
     "exact, tokens refused": "as above, but source tokens cannot be kept apart",
     "partial": "sums exactly, but the named modules have no direct path to the representation",
     "refused": "refused with the message given",

@@ -69,7 +69,7 @@ CONVNETS = frozenset(
 )
 
 #: More parameters than this, and a representative is made with fewer blocks.
-LARGE = 25_000_000
+LARGE = 8_000_000
 
 _SIZE = re.compile(
     r"""^(

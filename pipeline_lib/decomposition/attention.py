@@ -17,6 +17,9 @@ from pipeline_lib.decomposition.operations import op_name
 from pipeline_lib.decomposition.readout import Lazy, Readout, Run, Shape, TooWide
 from pipeline_lib.decomposition.rules import RULES, Context, unbroadcast
 
+#: Most products into which attention over channels is taken apart before it is read densely.
+MIXED_CHANNELS = 64
+
 PRODUCTS = ("matmul", "bmm", "baddbmm")
 FUSED = "scaled_dot_product_attention"
 
@@ -167,7 +170,7 @@ def through(context: Context, found: Product, readout: Readout) -> Readout:
     query_axis = rank - 1 if found.right else rank - 2
     if readout.m.full(query_axis):
         try:
-            readout = readout.spread_products([query_axis], context.bound)
+            readout = readout.spread_products([query_axis], MIXED_CHANNELS)
         except TooWide:
             readout = readout.densified()
     before = facts.shape(found.values)
@@ -180,7 +183,7 @@ def through(context: Context, found: Product, readout: Readout) -> Readout:
     boxes = w.box
 
     def mix(t: Tensor, run: Run) -> Tensor:
-        a = run.get(weights)
+        a = run.get(weights).to(t.dtype)
         a = a.reshape((1,) * (rank - a.dim()) + tuple(a.shape))
         for axis in lead:
             if boxes[axis] is not None:

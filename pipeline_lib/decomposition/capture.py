@@ -125,6 +125,7 @@ def capture(module: nn.Module, images: Tensor) -> Capture:
     for name, path in signature.inputs_to_lifted_tensor_constants.items():
         state[name] = program.constants[path]
     graph = program.graph_module.graph
+    _inline(program.graph_module)
     _drop_effects(graph)
     _make_functional(graph)
     user = [node for node in graph.nodes if node.name in signature.user_inputs]
@@ -149,6 +150,28 @@ def _output_node(graph: fx.Graph) -> fx.Node:
             "model in a module that returns its pooled representation before the classifier."
         )
     return node
+
+
+def _inline(module: fx.GraphModule) -> None:
+    """Put the graphs of wrapped regions (autocast or gradients switched off) in their place."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not str(node.target).startswith("wrap_with"):
+            continue
+        place = next(
+            i for i, arg in enumerate(node.args)
+            if isinstance(arg, fx.Node) and arg.op == "get_attr"
+        )  # fmt: skip
+        inner = getattr(module, str(node.args[place].target)).graph  # type: ignore[union-attr]
+        inputs = [other for other in inner.nodes if other.op == "placeholder"]
+        copies = dict(zip(inputs, node.args[place + 1 :], strict=True))
+        with graph.inserting_before(node):
+            results = graph.graph_copy(inner, copies)  # type: ignore[arg-type]
+        results = results if isinstance(results, (tuple, list)) else (results,)
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+            graph.erase_node(user)
+        graph.erase_node(node)
 
 
 _EFFECTS = ("_assert", "sym_constrain", "_guards")

@@ -62,15 +62,16 @@ class Run:
         found = home.memo.get(lazy)
         if found is None:
             found = lazy.compute(home)
-            home.memo[lazy] = found
+            if self is not home or not lazy.passing:
+                home.memo[lazy] = found
         return found
 
 
 class Lazy:
     """A tensor computed on demand: once per batch, once per set of weights (static), or once per
-    set of columns (dense)."""
+    set of columns (dense). One that only leads to the next step (`passing`) is not kept."""
 
-    __slots__ = ("compute", "dense", "static")
+    __slots__ = ("compute", "dense", "passing", "static", "users")
 
     def __init__(
         self, compute: Callable[[Run], Tensor], *, static: bool, dense: bool = False
@@ -78,6 +79,8 @@ class Lazy:
         self.compute = compute
         self.static = static
         self.dense = dense
+        self.passing = False
+        self.users = 0
 
 
 class TooWide(Exception):
@@ -187,6 +190,8 @@ class Matrix:
         r: int | None = None,
     ) -> Matrix:
         lazy = self.lazy
+        lazy.users += 1
+        lazy.passing = lazy.users == 1
         return Matrix(
             Lazy(lambda run: change(run.get(lazy), run), static=True),
             self.r if r is None else r,

@@ -602,6 +602,45 @@ def _pool(context: Context, node: fx.Node, readout: Readout) -> Pulled:
     return _single(node, Readout(w.then(adjoint, shape=shape), readout.m, before))
 
 
+def _adjoint(
+    readout: Readout, axes: list[int], before: Shape, function: Callable[[Tensor], Tensor]
+) -> Readout:
+    """Readout through a linear map of some axes that leaves the others alone, on `w` only."""
+    w = readout.w.spread([axis for axis in axes if axis < len(readout.full)], readout.full)
+    kept = [1 if axis not in axes and not w.full(axis) else dim for axis, dim in enumerate(before)]
+
+    def pulled(t: Tensor, run: Run) -> Tensor:
+        lead = [t.shape[0]]
+        zeros = t.new_zeros(*lead, *(length(dim, run.batch) for dim in kept))
+        with torch.enable_grad():
+            zeros.requires_grad_(True)
+            (back,) = torch.autograd.grad(function(zeros), zeros, t)
+        return back
+
+    box = tuple(None if a in axes else w.box[a] for a in range(len(before)))
+    w = w.then(pulled, shape=tuple(kept), box=box)
+    m = readout.m.then(
+        lambda t, run: t.reshape(t.shape[0], *m_shape, t.shape[-1]),
+        shape=(m_shape := readout.m.shape[: len(before)]),
+    )
+    return Readout(w, m, before)
+
+
+@rule("unfold")
+def _unfold(context: Context, node: fx.Node, readout: Readout) -> Pulled:
+    """Overlapping windows along one axis; the places in the window are the last axis."""
+    source, axis, size, step = node.args[:4]
+    before = context.facts.shape(source)  # type: ignore[arg-type]
+    axis = _axis(axis, len(before))  # type: ignore[arg-type]
+    axes = [axis, len(readout.full) - 1]
+    if any(readout.m.full(a) for a in axes):
+        readout = readout.spread_products(axes, context.bound)
+    if any(box is not None for box in readout.w.box):
+        w = readout.w.dense(range(len(readout.full)), readout.full)
+        readout = Readout(w, readout.m, readout.full)
+    return _single(node, _adjoint(readout, axes, before, lambda t: t.unfold(axis + 1, size, step)))
+
+
 # ------------------------------------------------------------------ linear layers and convolutions
 
 

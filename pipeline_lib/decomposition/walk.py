@@ -318,11 +318,17 @@ class Walk:
         reach = [self._probe(operand, 0) in ("residual",) for operand in operands]
         if reach[0] != reach[1]:
             return operands[reach.index(True)]
+        one, two = operands
+        if self.freeze_gates and self.facts.is_ancestor(one, two):  # x * g(x)
+            return one
+        if self.freeze_gates and self.facts.is_ancestor(two, one):
+            return two
         return None
 
     def _pull_gate(self, node: fx.Node, data: fx.Node, readouts: list[Readout]) -> None:
         other = next(arg for arg in self._dependent(node) if arg is not data)
-        self._note(node, "frozen", "gate")
+        own = self.facts.is_ancestor(data, other)
+        self._note(node, "frozen", "frozen gate" if own else "gate")
         for readout in readouts:
             gated = gate(self.context, readout, other, divide=op_name(node) == "div")
             self._push(data, [unbroadcast(self.context, gated, self.facts.shape(data))])
@@ -586,7 +592,7 @@ class Walk:
         chain: list[fx.Node],
     ) -> Leaf:
         self.context.tap(node)
-        path = chain_path(chain)
+        path = chain_path(chain or [node])
         leaf = Leaf(node, readouts, kind, path, constants=constants)
         leaf.order = self.facts.index[node]
         leaf.before = self.facts.before_batch(node)
