@@ -44,8 +44,8 @@ def _groups(run: Run) -> Figure:
             "Accuracy of each group for the full model (open) and after ablation (filled); grey: "
             f"range and mean of {plural(draws, 'draw')} of as many random components.",
             f"The {ablated_count(table)} with the largest score for the spurious words less that "
-            f"for the core words, {chosen} on the {settings['select_split']} images, replaced by their means; reported on the "
-            f"{settings['report_split']} images.",
+            f"for the core words, {chosen} on the {settings['select_split']} images, replaced by "
+            f"their means; reported on the {settings['report_split']} images.",
             f"{plural(_group_size(table), 'image')} in the smallest group",
         ),
         panels,
