@@ -508,7 +508,7 @@ _TABLES = (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
             Column("protocol", "string", "C or V"),
-            Column("recipe", "string", "class, or energy_p: power p of the length over classes"),
+            Column("recipe", "string", "class, energy_p, peaked_p or white_p, p the power"),
             Column("iou_object", "float64", "0 to 1"),
             Column("miou", "float64", "mean of object and background", nullable=True),
             Column("n", "int64", "images"),

@@ -37,6 +37,7 @@ from pipeline_lib.segmentation_counts import Counts
 from pipeline_lib.token_recipes import (
     RECIPES,
     Recipe,
+    Usual,
     energy,
     evidence_directions,
     evidence_maps,
@@ -231,7 +232,7 @@ def choose_recipe(
     Returns
     -------
     tuple
-        The recipe, with the mean maps of these images, and rows of table `segmentation_choices`,
+        The recipe, with what is usual in these images, and rows of table `segmentation_choices`,
         without model and data set.
     """
     given = cast(HasPreprocessing, model)
@@ -241,15 +242,15 @@ def choose_recipe(
     directions = evidence_directions(classifier)
     parts = images.split(batch_size)
     maps = np.concatenate([evidence_maps(model, part, directions) for part in parts])
-    means = maps.mean(axis=0)
+    usual = Usual.of(maps)
     own = image_directions(classifier, *_asked(model, images, np.arange(len(images)), labels))[0]
     measure = "miou" if protocol == "C" else "iou_object"
     rows = []
-    for name, power in RECIPES.items():
-        if power is None:
-            heats = Recipe(name, directions, means).maps(model, images, lambda: own)
+    for name, form in RECIPES.items():
+        if form.power is None:
+            heats = Recipe(name, directions, usual).maps(model, images, lambda: own)
         else:
-            heats = energy(maps, means, power)
+            heats = energy(maps, usual, form)
         counts = Counts(protocol)
         for heat, (_, mask) in zip(upsample(heats, given.input_size), loaded, strict=True):
             if mask.any():
@@ -261,7 +262,7 @@ def choose_recipe(
     best = str(choices.loc[choices[measure].astype(float).idxmax(), "recipe"])
     choices["chosen"] = choices["recipe"] == best
     logger.info("recipe: %s, chosen on %d images", best, len(pairs))
-    return Recipe(best, directions, means), choices
+    return Recipe(best, directions, usual), choices
 
 
 def methods(

@@ -29,7 +29,10 @@ from pipeline_lib.maps import Maps
 from pipeline_lib.models import VisionModel, load_model
 from pipeline_lib.segmentation import methods
 from pipeline_lib.token_recipes import (
+    RECIPES,
+    Form,
     Recipe,
+    Usual,
     energy,
     evidence_directions,
     evidence_maps,
@@ -150,8 +153,7 @@ def test_predicted_classes_are_the_largest_logits(
 @pytest.fixture(scope="module")
 def recipe(model: VisionModel, images: torch.Tensor, classifier: LinearClassifier) -> Recipe:
     directions = evidence_directions(classifier)
-    means = evidence_maps(model, images, directions).mean(axis=0)
-    return Recipe("energy_1.5", directions, means)
+    return Recipe("energy_1.5", directions, Usual.of(evidence_maps(model, images, directions)))
 
 
 def test_methods_give_one_map_per_image_whatever_the_batch(
@@ -179,15 +181,43 @@ def test_evidence_along_few_directions_is_that_of_all_classes(
     np.testing.assert_allclose(few, all_classes, rtol=1e-3, atol=1e-6)
 
 
+def plain_usual(count: int, directions: int) -> Usual:
+    """No mean, all components alike, no mixing."""
+    mixing = np.repeat(np.eye(directions, dtype=np.float32)[None], count, axis=0)
+    means = np.zeros((count, directions, 3, 3), np.float32)
+    return Usual(means, np.ones(count, np.float32), mixing)
+
+
 def test_energy_by_hand() -> None:
     maps = np.zeros((1, 2, 2, 3, 3), np.float32)
     maps[0, 0, :, 1, 1] = [3.0, 4.0]  # one component speaks at one place, length 5
     maps[0, 1] = 7.0  # the other alike everywhere: nothing
-    found = energy(maps, np.zeros(maps.shape[1:], np.float32), 2.0)
+    usual = plain_usual(2, 2)
+    found = energy(maps, usual, Form(2.0))
     assert found[0, 1, 1] == pytest.approx(25.0, rel=1e-3)
     assert np.delete(found.ravel(), 4).max() < 0.1
-    moved = energy(maps + 2.0, np.full(maps.shape[1:], 2.0, np.float32), 2.0)
+    moved = energy(maps + 2.0, replace(usual, means=usual.means + 2.0), Form(2.0))
     np.testing.assert_allclose(found, moved, atol=1e-4)
+    halved = energy(maps, replace(usual, peaks=np.array([0.5, 1.0])), Form(2.0, peaked=True))
+    np.testing.assert_allclose(halved, found / 2, atol=1e-4)
+    with pytest.raises(DataError, match="is no energy"):
+        energy(maps, usual, Form(None))
+
+
+def test_what_is_usual_tells_gathered_from_spread_and_strong_from_weak_directions() -> None:
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(40, 2, 2, 4, 4)).astype(np.float32)
+    maps[:, :, 1] *= 9.0  # one direction varies nine times as much everywhere
+    maps[:, 1] *= rng.random((40, 1, 4, 4)) < 0.1  # the second component in few places
+    usual = Usual.of(maps)
+    assert usual.peaks[1] == 1.0 and usual.peaks[0] < 0.6
+    mixed = np.einsum("nrgh,rs->nsgh", maps[:, 0], usual.mixing[0])
+    spread = np.sort(mixed.std(axis=(0, 2, 3)))
+    assert spread[1] / spread[0] == pytest.approx(3.0, rel=0.1)  # half of what it was, in logs
+    for name, form in RECIPES.items():
+        if form.power is not None:
+            found = energy(maps, usual, form)
+            assert found.shape == (40, 4, 4) and (found >= 0).all(), name
 
 
 def test_the_class_recipe_takes_what_speaks_for_the_class(
