@@ -33,7 +33,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "features": 1,
     "contributions": 2,
     "maps": 1,
-    "scores": 4,
+    "scores": 5,
     "validation": 3,
     "comparison": 1,
     "ablation": 3,
