@@ -21,7 +21,7 @@ from pipeline_lib.errors import DataError, close_matches
 logger = logging.getLogger(__name__)
 
 #: Contributions of one piece, in bytes; a pass holds two pieces.
-BATCH_BYTES = 256 * 2**20
+BATCH_BYTES = 128 * 2**20
 
 #: Pieces hold a multiple of so many images where they can: whole chunks of a store.
 CHUNK_ROWS = 64
