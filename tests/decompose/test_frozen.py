@@ -7,12 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import SMALL, images_for, small_model
 from test_edges import IMAGES, Attention, Mlp
 from torch import Tensor, fx, nn
 
 from benchmarks.randomise import randomise
-from pipeline_lib.decomposition import decompose, plan_for
+from pipeline_lib.decomposition import decompose, plan_for, readout, run
+from pipeline_lib.decomposition import tokens as token_module
 from pipeline_lib.decomposition.frozen import GATES
+from pipeline_lib.decomposition.run import columns_at_once
 from pipeline_lib.errors import DecompositionRefused
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -58,9 +61,12 @@ def _through_pool(pool: nn.MaxPool2d, whole: Tensor, part: Tensor) -> Tensor:
     return part.flatten(2).gather(2, chosen.flatten(2)).unflatten(2, chosen.shape[2:])
 
 
-@pytest.mark.parametrize(
-    "layer", [nn.ReLU(), nn.GELU(), nn.SiLU(), nn.Hardswish(), nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1)]
+ON_STREAM = (
+    nn.ReLU(), nn.GELU(), nn.SiLU(), nn.Hardswish(), nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1),
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", ON_STREAM)
 def test_a_branch_contributes_through_a_frozen_gate_or_choice(layer: nn.Module) -> None:
     model = randomise(Stream(layer)).double()
     parts = decompose(model, IMAGES)
@@ -153,3 +159,31 @@ def test_writing_into_a_part_of_a_tensor_is_followed() -> None:
     assert torch.allclose(parts.representation, model(IMAGES))
     kinds = parts.components["kind"].value_counts()
     assert (kinds["head"], kinds["mlp"]) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["pvt", "swin", "xcit", "siglip"])
+def test_dense_readouts_read_the_same_as_factored_ones(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factored = decompose(small_model(name), images_for(name))
+    monkeypatch.setattr(readout, "MOST_ENTRIES", 64)
+    model, images = SMALL[name].build().double(), images_for(name)
+    dense = decompose(model, images)
+    assert plan_for(model, images).dense and not plan_for(small_model(name), images).dense
+    assert list(dense.components["id"]) == list(factored.components["id"])
+    assert torch.allclose(dense.values, factored.values, rtol=0, atol=1e-11)
+    directions = factored.values[0, :3]
+    tokens = decompose(model, images, per="token", directions=directions)
+    wanted = factored.values @ directions.T
+    assert float((tokens.values.sum(2) - wanted).abs().max() / wanted.abs().max()) <= 1e-11
+
+
+def test_columns_may_be_evaluated_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = randomise(Stream(nn.GELU())).double()
+    together = decompose(model, IMAGES).values
+    monkeypatch.setattr(run, "COLUMN_BYTES", 1)
+    monkeypatch.setattr(token_module, "COLUMN_BYTES", 1)
+    assert columns_at_once(plan_for(model, IMAGES), 3, 8) == 1
+    assert torch.allclose(decompose(model, IMAGES).values, together, atol=1e-14)
+    tokens = decompose(model, IMAGES, per="token").values
+    assert torch.allclose(tokens.sum(2), together, atol=1e-13)
