@@ -95,25 +95,23 @@ def _agreements(scores: pd.DataFrame, known: pd.DataFrame, images: int) -> dict[
 def as_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown: one row per model and method, then the means over models."""
     numbers = ["cosine", "recall_at_1", "decodability", "ablation_loss", "joint_loss"]
-    means = table.groupby("method", sort=False)[[*numbers, "seconds", "confirmed"]].mean()
+    means = table.groupby("method", sort=False)[[*numbers, "confirmed"]].mean()
     lines = [
         "| model | method | held-out cosine | recall@1 | decodability | ablation loss | "
-        "joint loss | confirmed of 4 | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "joint loss | confirmed of 4 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     every = pd.concat([table, means.reset_index().assign(model="**mean**")])
     for row in every.to_dict("records"):
         values = " | ".join(f"{row[name]:.3f}" for name in numbers)
         confirmed = f"{row['confirmed']:.3g}"
-        lines.append(
-            f"| {row['model']} | {row['method']} | {values} | {confirmed} | {row['seconds']:.1f} |"
-        )
+        lines.append(f"| {row['model']} | {row['method']} | {values} | {confirmed} |")
     return "\n".join(lines)
 
 
 def page(table: pd.DataFrame, command: str) -> str:
     """The page docs/maps.md."""
-    means = table.groupby("method")[["cosine", *TRUTHS, "confirmed"]].mean()
+    means = table.groupby("method")[["cosine", *TRUTHS]].mean()
     wins = ", ".join(f"{means[name].idxmax()} by {name.replace('_', ' ')}" for name in means)
     near = means[means["cosine"] >= means["cosine"].max() - NEAR]
     truth = near[list(TRUTHS)].mean(axis=1)

@@ -28,7 +28,7 @@ from pipeline_lib.textspan import (
 )
 
 #: Images that texts are chosen on at most, evenly spaced.
-SAMPLE = 1000
+SAMPLE = 500
 #: Sweeps over the amounts after each further text, and the change at which they are enough.
 SWEEPS, ENOUGH = 40, 1e-4
 
@@ -108,22 +108,23 @@ def pursue(
     """Indices of the picked unit texts, and the share of the squares explained after each."""
     alike = images @ texts.T
     total = images.square().sum().clamp_min(1e-30)
-    amounts = images.new_zeros(len(images), 0)
+    amounts, products = images.new_zeros(len(images), 0), texts.new_zeros(0, len(texts))
     picked: list[int] = []
     shares: list[float] = []
     for _ in range(count):
-        left = alike - amounts @ (texts[picked] @ texts.T)
+        left = torch.addmm(alike, amounts, products, alpha=-1)
         score = left.clamp_min(0).square().sum(dim=0)
         score[picked] = -1.0
         best = int(score.argmax())
         tried = torch.cat([amounts, left[:, best, None].clamp_min(0)], dim=1)
         chosen = [*picked, best]
-        tried = nonnegative_amounts(alike[:, chosen], texts[chosen] @ texts[chosen].T, tried)
+        rows = torch.cat([products, (texts[best] @ texts.T)[None]])
+        tried = nonnegative_amounts(alike[:, chosen], rows[:, chosen], tried)
         rest = (images - tried @ texts[chosen]).square().sum()
         share = float(1 - rest / total)
         if share - (shares[-1] if shares else 0.0) < min_gain:
             break
-        picked, amounts = chosen, tried
+        picked, amounts, products = chosen, tried, rows
         shares.append(share)
     return picked, shares
 

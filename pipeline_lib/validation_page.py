@@ -171,14 +171,13 @@ def _maps(table: pd.DataFrame) -> str:
     rows = [
         [row["model"], row["method"], "chosen" if row["chosen"] else "", row["n"]]
         + [f"{row[name]:.3f}" for name in ("cosine", "recall_at_1", "recall_at_5")]
-        + [f"{row['seconds']:.1f}"]
         for row in table[table["split"] == "heldout"].to_dict("records")
     ]
     text = (
         "## Maps to CLIP space\n\n"
         "On the images held out of the fit. `docs/maps.md` has all methods with the truths.\n\n"
     )
-    head = ["model", "method", "", "images", "cosine", "recall@1", "recall@5", "seconds"]
+    head = ["model", "method", "", "images", "cosine", "recall@1", "recall@5"]
     return text + _table(head, rows)
 
 

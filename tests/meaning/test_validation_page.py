@@ -65,7 +65,7 @@ def test_good_and_bad_results_are_on_the_page() -> None:
     assert "| 0.200 (9 of 20) | 0 | **no** | **no** |" in page
     assert "| deit | decodability | between | 0.25 [-0.50, 0.50] | 0.00 [-0.50, 0.50] |" in page
     assert "| 0.25 [-0.50, 0.50] |  | 0.035 | 0.045 | 50.0% |" in page
-    assert "| deit | ridge | chosen | 9 | 0.800 | 0.500 | 0.700 | 1.0 |" in page
+    assert "| deit | ridge | chosen | 9 | 0.800 | 0.500 | 0.700 |" in page
     assert "| deit | 2 | 1.0 | 0.40 | 0.30 | 0.20 | 0.60 |" in page
     assert "| deit | heads | texts | 0.700 | 0.900 |" in page
 
