@@ -30,7 +30,7 @@ class Representation(nn.Module):
         super().__init__()
         self.model = model
         if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
-            self.kind = "pre_logits"
+            self.kind = "pre_logits" if _has_head(model) else "output"
         elif hasattr(model, "visual") and hasattr(model, "encode_image"):
             self.kind = "image_embedding"
         else:
@@ -38,10 +38,22 @@ class Representation(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.kind == "pre_logits":
-            return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+            features = self.model.forward_features(images)
+            return self.model.forward_head(features, pre_logits=True)
         tower = self.model.visual if self.kind == "image_embedding" else self.model
         output = tower(images)
         return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def _has_head(model: nn.Module) -> bool:
+    """Whether a timm model has a head, or is an encoder that refuses to have one."""
+    try:
+        model.forward_head(torch.empty(0), pre_logits=True)  # type: ignore[operator]
+    except NotImplementedError:
+        return False
+    except Exception:
+        return True  # it has one, which does not read an empty tensor
+    return True
 
 
 @dataclass

@@ -80,6 +80,20 @@ def test_a_linear_head_is_part_of_the_path() -> None:
     assert parts.values.shape[-1] == 5 and float(parts.error.max()) <= 1e-12
 
 
+def test_an_encoder_without_a_head_is_read_at_what_it_returns() -> None:
+    class Encoder(Own):
+        def forward_features(self, images: Tensor) -> Tensor:
+            return self.embed(images)
+
+        def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+            raise NotImplementedError("an encoder does not classify")
+
+    model = randomise(Encoder()).double()
+    parts = decompose(model, IMAGES)
+    assert parts.readout == "output of the module" and float(parts.error.max()) <= 1e-12
+    assert torch.allclose(parts.representation, model(IMAGES))
+
+
 def test_train_mode_is_refused() -> None:
     model = own().train()
     with pytest.raises(ModelError, match=r"train mode.*eval\(\)"):
