@@ -86,7 +86,7 @@ def test_no_dependency_is_imported_undeclared() -> None:
 
     provided = {
         "PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn",
-        "open_clip": "open-clip-torch",
+        "open_clip": "open-clip-torch", "pytorch_grad_cam": "grad-cam",
     }  # fmt: skip
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     for path in (ROOT / "pipeline_lib").rglob("*.py"):
