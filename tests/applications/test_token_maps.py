@@ -282,17 +282,20 @@ def test_a_changed_patch_of_a_demo_model_changes_the_map_most_at_itself(name: st
     plain = 0.1 * torch.randn(1, 3, height, width, generator=generator)
     found = decompose(own, plain, per="token", directions=torch.eye(own_width(own))[:2])
     rows, columns = found.grid
-    cells = [(0, 1), (rows // 2, columns - 2), (rows - 2, columns // 3)]
+    # Convolutions before the tokens carry a change to the neighbours: there a block is changed.
+    reach = 1 if name == "maxvit" else 0
+    cells = [(reach, 1), (rows // 2, columns - 2), (rows - 2, columns // 3)]
     tall, wide = height // rows, width // columns
     images = plain.repeat(1 + len(cells), 1, 1, 1)
     for image, (row, column) in zip(images[1:], cells, strict=True):
-        place = (slice(None), slice(row * tall, (row + 1) * tall))
-        image[*place, slice(column * wide, (column + 1) * wide)] += 2.0
+        high = slice((row - reach) * tall, (row + reach + 1) * tall)
+        image[:, high, (column - reach) * wide : (column + reach + 1) * wide] += 2.0
     directions = torch.randn(8, own_width(own), generator=generator)
     maps = decompose(own, images, per="token", directions=directions).maps()
     moved = (maps[1:] - maps[:1]).square().sum(dim=(1, 2))
-    peaks = [divmod(int(one.argmax()), columns) for one in moved]
-    assert peaks == cells
+    for one, (row, column) in zip(moved, cells, strict=True):
+        peak = divmod(int(one.argmax()), columns)
+        assert abs(peak[0] - row) <= reach and abs(peak[1] - column) <= reach
 
 
 def own_width(model: VisionModel) -> int:
