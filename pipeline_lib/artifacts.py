@@ -533,9 +533,7 @@ _TABLES = (
         (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
-            Column(
-                "method", "string", "full, ablated, random, early, group_labels or published"
-            ),
+            Column("method", "string", "full, ablated, random, early, group_labels or published"),
             Column("components", "int64", "number of components ablated"),
             Column("draw", "int64", "draw of random components; 0 else"),
             Column("group", "string", "group; or worst, mean, test, train_weighted"),
