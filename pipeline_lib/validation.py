@@ -174,8 +174,8 @@ def confirmed_table(scores: pd.DataFrame, truths: pd.DataFrame) -> pd.DataFrame:
     """Rows of table `confirmed`, without model and data set: one per known factor.
 
     The component with the highest score is confirmed where it is in the top decile of decodability
-    and of `joint_loss` (`confirmed`) or `ablation_loss` (`confirmed_alone`): fewer than a tenth of
-    the components have a larger one, and the median component has a smaller one. Ablation alone
+    and of `ablation_loss` (`confirmed`) or `joint_loss` (`confirmed_jointly`): fewer than a tenth
+    of the components have a larger one, and the median component has a smaller one. Ablation alone
     cannot confirm where a factor is carried by several components: then no single one is missed.
     `candidates` counts the components that both truths would confirm; where there is none, the
     factor has no single carrier, and no score could be confirmed.
@@ -199,8 +199,8 @@ def confirmed_table(scores: pd.DataFrame, truths: pd.DataFrame) -> pd.DataFrame:
             fact |= {f"{truth}_value": float(values[place]), f"{truth}_median": median}
             fact |= {f"{truth}_percentile": float(percentiles[place]), f"{truth}_best": str(best)}
         both = among["decodability"] & among["joint_loss"]
-        fact["candidates"], fact["confirmed"] = int(both.sum()), bool(both[place])
+        fact["candidates"], fact["confirmed_jointly"] = int(both.sum()), bool(both[place])
         alone = among["decodability"] & among["ablation_loss"]
-        fact["confirmed_alone"] = bool(alone[place])
+        fact["confirmed"] = bool(alone[place])
         rows.append(fact | {"components": len(part)})
     return pd.DataFrame(rows)

@@ -64,27 +64,28 @@ def _confirmed(table: pd.DataFrame) -> str:
         for truth in CONFIRMING:
             place = 1 + round((1 - row[f"{truth}_percentile"]) * row["components"])
             cells.append(f"{row[f'{truth}_value']:.3f} ({place} of {row['components']})")
-        verdicts = [row["confirmed"], row["confirmed_alone"]]
+        verdicts = [row["confirmed"], row["confirmed_jointly"]]
         words = ("yes" if verdict else "**no**" for verdict in verdicts)
         rows.append([*cells, row["candidates"], *words])
     main = table[table["feature"].isin(MAIN)]
-    joint, alone = (_count(main, column) for column in ("confirmed", "confirmed_alone"))
+    alone, joint = (_count(main, column) for column in ("confirmed", "confirmed_jointly"))
     possible = int((main["candidates"] > 0).sum())
     text = (
         "## Is the component that a score names first the right one?\n\n"
         "For each known factor the component with the highest score, its value in the truths and "
-        "its place in them among the components that vary. Confirmed: in decodability and in an "
+        "its place in them among the components that vary. Confirmed: in decodability and in "
         f"ablation loss, fewer than {1 - DECILE:.0%} of the components are above it, and the "
-        "median component is below it. Where several components carry a factor, ablating one of "
-        "them alone costs nothing, so that loss tells nothing apart; *joint loss* is what its "
-        "ablation costs on average when random halves of the others are ablated with it. Of "
-        f"colour, shape, texture and scene {joint} by joint loss, and {alone} by the loss of "
-        "ablating it alone. *Candidates* are the components that decodability and joint loss both "
-        "place in the top decile: where there is none, the factor has no single carrier, and no "
+        f"median component is below it. Of colour, shape, texture and scene {alone}.\n\n"
+        "A second criterion, *jointly*, was added after that count was known: where several "
+        "components carry a factor, ablating one of them alone costs nothing, so that loss tells "
+        "nothing apart; *joint loss* is what its ablation costs on average when random halves of "
+        f"the others are ablated with it. By decodability and joint loss {joint}. *Candidates* are "
+        "the components that both of these place in the top decile: where there is none, the "
+        "factor has no single carrier, and no "
         f"score could be confirmed; there is one in {possible} of {len(main)}.\n\n"
     )
     head = ["model", "factor", "first component", "score", "decodability", "ablation loss"]
-    return text + _table([*head, "joint loss", "candidates", "confirmed", "ablated alone"], rows)
+    return text + _table([*head, "joint loss", "candidates", "confirmed", "jointly"], rows)
 
 
 def _count(main: pd.DataFrame, column: str) -> str:

@@ -124,14 +124,14 @@ def test_across_features() -> None:
 def test_the_carrier_is_confirmed_and_a_wrong_top_is_not(tables) -> None:
     scores, truths = tables
     table = confirmed_table(scores, truths).set_index("feature")
-    assert table["confirmed"].all() and table["confirmed_alone"].all()
+    assert table["confirmed_jointly"].all() and table["confirmed"].all()
     assert (table["candidates"] == 1).all()
     assert table["top"].to_dict() == {"colour": "c1", "shape": "c3"}
     assert (table["components"] == C - 1).all()  # the constant one is no candidate
     wrong = scores.assign(score=(scores["component"] == 2).astype(float))
     refused = confirmed_table(wrong, truths).set_index("feature")
     assert refused["top"].tolist() == ["c2", "c2"]
-    assert not refused["confirmed"].any() and not refused["confirmed_alone"].any()
+    assert not refused["confirmed_jointly"].any() and not refused["confirmed"].any()
     assert refused.loc["colour", "decodability_best"] == "c1"
     assert refused.loc["colour", "decodability_percentile"] == pytest.approx(3 / 4)
 
@@ -139,9 +139,9 @@ def test_the_carrier_is_confirmed_and_a_wrong_top_is_not(tables) -> None:
 def test_a_truth_that_tells_nothing_apart_confirms_nothing(tables) -> None:
     scores, truths = tables
     alone = confirmed_table(scores, truths.assign(ablation_loss=0.0))
-    assert alone["confirmed"].all() and not alone["confirmed_alone"].any()
+    assert alone["confirmed_jointly"].all() and not alone["confirmed"].any()
     nothing = confirmed_table(scores, truths.assign(joint_loss=0.0))
-    assert not nothing["confirmed"].any()
+    assert not nothing["confirmed_jointly"].any()
     assert (nothing["candidates"] == 0).all()
 
 

@@ -11,13 +11,13 @@ MADE = {"command": "make it", "date": "2026-01-02", "machine": "a machine", "run
 
 def confirmed() -> pd.DataFrame:
     rows = [("clip", "colour", 1.0, True), ("deit", "colour", 0.6, False)]
-    columns = ["model", "feature", "joint_loss_percentile", "confirmed"]
+    columns = ["model", "feature", "joint_loss_percentile", "confirmed_jointly"]
     table = pd.DataFrame(rows, columns=columns).assign(top="b1/head0", score=0.5)
     table = table.assign(decodability_value=0.75, ablation_loss_value=0.0, joint_loss_value=0.2)
     return table.assign(
         decodability_percentile=1.0,
         ablation_loss_percentile=1.0,
-        confirmed_alone=False,
+        confirmed=False,
         components=20,
         candidates=[1, 0],
     )
@@ -58,9 +58,10 @@ def tables() -> dict[str, pd.DataFrame]:
 def test_good_and_bad_results_are_on_the_page() -> None:
     page = validation_page(tables(), MADE)
     assert "Made by `make it` on 2026-01-02 (a machine) from the run `try`: 123 images" in page
-    assert "1 of 2 are confirmed (all of them in clip) by joint loss, and 0 of 2" in page
+    assert "texture and scene 0 of 2 are confirmed (all of them in no model)." in page
+    assert "By decodability and joint loss 1 of 2 are confirmed (all of them in clip)." in page
     first = "| clip | colour | `b1/head0` | 0.50 | 0.750 (1 of 20) | 0.000 (1 of 20) |"
-    assert f"{first} 0.200 (1 of 20) | 1 | yes | **no** |" in page
+    assert f"{first} 0.200 (1 of 20) | 1 | **no** | yes |" in page
     assert "there is one in 1 of 2." in page
     assert "| 0.200 (9 of 20) | 0 | **no** | **no** |" in page
     assert "| deit | decodability | between | 0.25 [-0.50, 0.50] | 0.00 [-0.50, 0.50] |" in page

@@ -380,7 +380,7 @@ def _write_known(run: Path) -> None:
             for name in ("decodability", "ablation_loss", "joint_loss"):
                 row |= {f"{name}_{key}": value for key, value in measured.items()}
             confirmed.append(
-                base | row | {"confirmed": place == 0, "confirmed_alone": False, "candidates": 1}
+                base | row | {"confirmed": place == 0, "confirmed_jointly": False, "candidates": 1}
             )
             where = {"depth": 0.9 - 0.2 * place, "depth_spread": 0.1, "carriers": 3}
             share = {"carriers_share": 3 / len(ids), "top": best, "top_score": 0.3}

@@ -65,7 +65,7 @@ def _weights(run: Run) -> Listing:
                 "file": settings.get("weights") or "–",
                 "hash": known.get("weight_hash", "–"),
                 "readout": known.get("readout", "–"),
-                "preprocessing": _steps(known.get("preprocessing", "–")),
+                "preprocessing": _steps(known.get("preprocessing", [])),
             }
         )
     fields = [
@@ -81,9 +81,10 @@ def _weights(run: Run) -> Listing:
     return Listing("weights", "Models and weights", None, kept, data[[f.name for f in kept]])
 
 
-def _steps(preprocessing: str | list[str]) -> str:
+def _steps(preprocessing: Any) -> str:
     """Steps from the file to the tensor, in their order."""
-    return preprocessing if isinstance(preprocessing, str) else " → ".join(preprocessing)
+    steps = [preprocessing] if isinstance(preprocessing, str) else preprocessing
+    return " → ".join(map(str, steps)) or "–"
 
 
 def _times(run: Run) -> Listing:

@@ -107,6 +107,7 @@ def _confirmed(run: Run) -> Listing:
             "joint": table["joint_loss_value"],
             "joint_place": table["joint_loss_percentile"],
             "confirmed": ["yes" if value else "no" for value in table["confirmed"]],
+            "jointly": ["yes" if value else "no" for value in table["confirmed_jointly"]],
         }
     )
     fields = [
@@ -121,15 +122,17 @@ def _confirmed(run: Run) -> Listing:
         Field("joint", "lost with others", percent),
         Field("joint_place", "place", percent),
         Field("confirmed", "confirmed", number=False),
+        Field("jointly", "with others", number=False),
     ]
-    yes = int(table["confirmed"].astype(bool).sum())
+    yes, joint = (int(table[name].sum()) for name in ("confirmed", "confirmed_jointly"))
     return Listing(
         "confirmed",
         "Is the component that a score names first the right one?",
         Caption(
             f"For each factor that is known of every image: the component with the highest score, "
             f"and its place by the truths. {yes} of {len(table)} are confirmed: in the top tenth "
-            "of what is read alone and of what is lost with others.",
+            "by what is read alone and by the accuracy lost; "
+            f"{joint} where the loss with others is taken in its place.",
             "Read alone: R² of a linear reader of the factor from the component. Accuracy lost: by "
             "replacing it by its mean, which costs nothing where others carry the factor too; with "
             "others: on average over random halves of the others replaced with it. Place: share of "
