@@ -168,7 +168,11 @@ def _shaping_inputs(node: fx.Node, rows: Rows, shape: list[int]) -> dict[fx.Node
         return None
     if before.count(-1) > 1 or shape.count(-1) > 1 or isinstance(sizes[rows.axis], fx.Node):
         return None
-    for left, right in axis_groups(tuple(before), tuple(shape)):
+    try:
+        groups = axis_groups(tuple(before), tuple(shape))
+    except IndexError:  # multiples of the batch size, which do not group here: compute all rows
+        return None
+    for left, right in groups:
         if right == [rows.axis] and len(left) == 1:
             found: dict[fx.Node, Demand] = dict.fromkeys(node.all_input_nodes)
             found[node.args[0]] = Rows(left[0], rows.start, rows.count)  # type: ignore[index]
