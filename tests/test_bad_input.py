@@ -93,4 +93,5 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path: Path) -> None:
 
     message = failure(tmp_path, "dumps", before=full_disk)
     assert "cannot be written" in message and "Free some space" in message
-    assert left_over(tmp_path) == []
+    bases = {"vit.bases.json", "vit.bases.safetensors"}  # small, and whole before the disk is full
+    assert {path.name for path in left_over(tmp_path)} <= bases
