@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from pipeline_lib.artifacts import TABLES
 from pipeline_lib.truths import ranks
 
 #: Scores that are held against the truths; `random` deals out the default score at random.
@@ -20,6 +21,9 @@ SCORES = ("score", "score_published", "variance_explained", "random")
 #: Truths, in the order of the tables.
 TRUTHS = ("decodability", "ablation_loss", "joint_loss", "margin_loss", "clip", "clip_shuffled")
 #: Truths that can confirm a component, and the place that it must reach among all.
+#: Columns that the rule adds.
+_OF_RUN = ("model", "dataset")
+#: Truths of table `confirmed`, and the share of components that the first one is above.
 CONFIRMING, DECILE = ("decodability", "ablation_loss", "joint_loss"), 0.9
 
 
@@ -203,4 +207,5 @@ def confirmed_table(scores: pd.DataFrame, truths: pd.DataFrame) -> pd.DataFrame:
         alone = among["decodability"] & among["ablation_loss"]
         fact["confirmed"] = bool(alone[place])
         rows.append(fact | {"components": len(part)})
-    return pd.DataFrame(rows)
+    declared = [column.name for column in TABLES["confirmed"].columns]
+    return pd.DataFrame(rows, columns=[name for name in declared if name not in _OF_RUN])

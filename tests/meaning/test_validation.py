@@ -8,6 +8,7 @@ import pytest
 from known_world import C, E, N, normal, world
 from scipy.stats import spearmanr
 
+from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.maps import identity_maps, unit
 from pipeline_lib.scores import moments, score_components, with_components
@@ -151,3 +152,12 @@ def test_a_feature_that_is_no_known_factor_is_left_out(tables) -> None:
         ablation_loss=truths["ablation_loss"].where(truths["feature"] != "shape")
     )
     assert confirmed_table(scores, unknown)["feature"].tolist() == ["colour"]
+
+
+def test_without_known_factors_there_is_an_empty_table(tables, tmp_path) -> None:
+    scores, truths = tables
+    table = confirmed_table(scores, truths.assign(decodability=np.nan))
+    assert table.empty
+    path = tmp_path / "confirmed.parquet"
+    write_table("confirmed", table.assign(model="deit", dataset="world"), path)
+    assert read_table("confirmed", path).empty
