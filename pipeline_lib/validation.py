@@ -20,10 +20,9 @@ from pipeline_lib.truths import ranks
 SCORES = ("score", "score_published", "variance_explained", "random")
 #: Truths, in the order of the tables.
 TRUTHS = ("decodability", "ablation_loss", "joint_loss", "margin_loss", "clip", "clip_shuffled")
-#: Truths that can confirm a component, and the place that it must reach among all.
-#: Columns that the rule adds.
+#: Columns of table `confirmed` that the rule adds.
 _OF_RUN = ("model", "dataset")
-#: Truths of table `confirmed`, and the share of components that the first one is above.
+#: Truths that can confirm a component, and the place that it must reach among all.
 CONFIRMING, DECILE = ("decodability", "ablation_loss", "joint_loss"), 0.9
 
 
