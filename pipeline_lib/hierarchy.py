@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline_lib.coordinates import Bases, Encoded
 from pipeline_lib.scores import Moments
-from pipeline_lib.textspan import Labels, explained, label_components
+from pipeline_lib.textspan import Labels, label_components, text_rows
 
 _CHUNK = 1024
 
@@ -199,22 +199,11 @@ def hierarchy_table(
             "components": len(part.members),
             "share": float(share / one.found.total.trace().clamp_min(1e-300)),
         }
-        fresh = [float("nan")] * len(label.texts)
-        if heldout is not None and label.texts:
+        others = None
+        if heldout is not None:
             others = heldout["components" if part.level == "component" else "parts"]
-            fresh = explained(others, one.place, label.directions).tolist()
-        for rank, text in enumerate(label.texts):
-            rows.append(
-                fact
-                | {
-                    "rank": rank,
-                    "text": texts[text],
-                    "category": categories[text],
-                    "variance": label.gains[rank],
-                    "cumulative": float(sum(label.gains[: rank + 1])),
-                    "cumulative_heldout": fresh[rank],
-                }
-            )
+        said = text_rows(label, texts, categories, others, one.place)
+        rows += [fact | row for row in said]
         if not label.texts:
             nothing = {"rank": 0, "text": "", "category": "", "variance": 0.0, "cumulative": 0.0}
             rows.append(fact | nothing | {"cumulative_heldout": float("nan")})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -183,27 +183,55 @@ def label_table(
     facts = components[["component", "id", "kind", "layer", "head"]].to_dict("records")
     for fact, label, other in zip(facts, labels, random, strict=True):
         component = fact["component"]
-        fresh = [float("nan")] * len(label.texts)
-        if heldout is not None and label.texts:
-            fresh = explained(heldout, component, label.directions).tolist()
-        for rank, text in enumerate(label.texts):
+        for row in text_rows(label, texts, categories, heldout, component):
+            rank = row["rank"]
             rows.append(
                 fact
+                | row
                 | {
-                    "rank": rank,
-                    "text": texts[text],
-                    "category": categories[text],
-                    "variance": label.gains[rank],
-                    "cumulative": float(sum(label.gains[: rank + 1])),
                     "cumulative_pca": label.bounds[rank],
                     "cumulative_random": float(sum(other.gains[: rank + 1])),
-                    "cumulative_heldout": fresh[rank],
                     "strength": float(found.strengths[component]),
                 }
             )
     columns = ["component", "id", "kind", "layer", "head", "rank", "text", "category", "variance"]
     columns += [f"cumulative{kind}" for kind in ("", "_pca", "_random", "_heldout")]
     return pd.DataFrame(rows, columns=[*columns, "strength"])
+
+
+def text_rows(
+    label: Labels,
+    texts: Sequence[str],
+    categories: Sequence[str],
+    heldout: Moments | None,
+    component: int,
+) -> list[dict[str, Any]]:
+    """The steps of one label: rank, text, category, variance, cumulative, cumulative_heldout.
+
+    Parameters
+    ----------
+    label
+        Texts of a component, or of a part of the model.
+    texts, categories
+        The pool.
+    heldout, component
+        Moments of other images, and where the label's component stands in them; without moments
+        `cumulative_heldout` is NaN.
+    """
+    fresh = [float("nan")] * len(label.texts)
+    if heldout is not None and label.texts:
+        fresh = explained(heldout, component, label.directions).tolist()
+    return [
+        {
+            "rank": rank,
+            "text": texts[text],
+            "category": categories[text],
+            "variance": label.gains[rank],
+            "cumulative": float(sum(label.gains[: rank + 1])),
+            "cumulative_heldout": fresh[rank],
+        }
+        for rank, text in enumerate(label.texts)
+    ]
 
 
 def explained(
