@@ -16,7 +16,6 @@ import argparse
 import json
 import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.contributions import Planted
+from benchmarks.isolated import markdown_rows, measured_apart
 from pipeline_lib.map_fits import Settings, fit_maps
 from pipeline_lib.maps import split_heldout
 
@@ -87,10 +87,8 @@ def page(rows: list[dict[str, object]], asked: argparse.Namespace) -> str:
         f"held-out cosine has not grown for {PUBLISHED.patience} epochs, at most "
         f"{PUBLISHED.max_epochs}; epochs are 0 for closed forms.",
         "",
-        f"| {' | '.join(HEAD)} |",
-        "|" + "---|" * len(HEAD),
+        *markdown_rows(HEAD, rows),
     ]
-    lines += [f"| {' | '.join(str(row[name]) for name in HEAD)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -109,12 +107,8 @@ def main() -> None:
     if asked.one:
         print(json.dumps(measure(asked.one, asked)))
         return
-    rows = []
-    for method in [*asked.method, *(["published"] if asked.published else [])]:
-        command = [sys.executable, "-m", "benchmarks.maps", *sys.argv[1:], "--one", method]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
+    methods = [*asked.method, *(["published"] if asked.published else [])]
+    rows = measured_apart("benchmarks.maps", methods)
     print(page(rows, asked))
     if asked.docs:
         asked.docs.write_text(page(rows, asked), "utf-8")

@@ -16,7 +16,6 @@ import itertools
 import json
 import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.contributions import Planted
+from benchmarks.isolated import markdown_rows, measured_apart
 from pipeline_lib.coordinates import encode
 from pipeline_lib.maps import Maps
 from pipeline_lib.nonnegative import label_nonnegative
@@ -82,10 +82,8 @@ def page(rows: list[dict[str, object]], asked: argparse.Namespace) -> str:
         "the dump on disk to the labels, and of its three steps (reading serves all further "
         "methods and pools); GB is the peak of the process.",
         "",
-        f"| {' | '.join(head)} |",
-        "|" + "---|" * len(head),
+        *markdown_rows(head, rows),
     ]
-    lines += [f"| {' | '.join(str(row[name]) for name in head)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -106,12 +104,7 @@ def main() -> None:
     if asked.one:
         print(json.dumps(measure(asked.one, asked)))
         return
-    rows = []
-    for method in asked.method:
-        command = [sys.executable, "-m", "benchmarks.textspan", *sys.argv[1:], "--one", method]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
+    rows = measured_apart("benchmarks.textspan", asked.method)
     print(page(rows, asked))
     if asked.docs:
         asked.docs.write_text(page(rows, asked), "utf-8")
