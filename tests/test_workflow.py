@@ -170,4 +170,4 @@ def test_real_photographs_are_listed_whole(tmp_path: Path, monkeypatch: pytest.M
     assert len(imagenet) == 1000 and imagenet["label"].nunique() == 1000
     assert imagenet[["width", "height"]].min(axis=None) >= 200
     assert len(coco) == 128 and coco["mask"].notna().all()
-    assert set(coco["split"]) == {"test"}
+    assert set(coco["split"]) == {"val", "test"}  # recipes of maps are chosen on val
