@@ -655,6 +655,18 @@ _TABLES = (
             Column("n", "int64", "images compared"),
         ),
     ),
+    Table(
+        "summary",
+        "Stages of a run with their cost; each job counts as it ran last.",
+        (
+            Column("stage", "string", "stage"),
+            Column("jobs", "int64", "jobs that were timed"),
+            Column("seconds", "float64", "wall time, summed over jobs"),
+            Column("longest", "float64", "wall time of the longest job in seconds"),
+            Column("memory", "float64", "largest resident memory of a job in bytes", nullable=True),
+            Column("bytes", "int64", "bytes of the stage's files"),
+        ),
+    ),
 )
 
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}

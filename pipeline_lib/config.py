@@ -108,13 +108,11 @@ class FolderData(_DataSet):
     """Text file: name of a class folder, a space, name of the class."""
 
 
-class Columns(_Section):
-    """Which column of a table holds what; `group` may join several columns."""
+class Fields(_Section):
+    """Which column holds what; `group` may join several columns."""
 
-    path: str
-    """Column of the path of each image, relative to the table."""
     id: str | None = None
-    """Column of the id; a hash of the path where there is none."""
+    """Column of the id; the path where there is none."""
     label: str | None = None
     """Column of the label."""
     split: str | None = None
@@ -122,20 +120,33 @@ class Columns(_Section):
     group: str | list[str] | None = None
     """Column of the group (class and cue), or several that are joined."""
     mask: str | None = None
-    """Column of the path of the mask of the object."""
+    """Column of the mask of the object, or of its path."""
     caption: str | None = None
     """Column of the caption."""
 
 
-class TableData(_DataSet):
-    """A CSV or Parquet table that names the images; paths are relative to its folder."""
+class Columns(Fields):
+    """Which column of a table holds what; `group` may join several columns."""
 
-    source: Literal["table"]
-    """A CSV or Parquet table that names the images."""
     path: str
-    """The table."""
-    columns: Columns
-    """Which column holds what."""
+    """Column of the path of each image, relative to the table; it may lead into a tar file."""
+
+
+class TarFields(Fields):
+    """Which member of a sample holds what: `EXT`, `json.KEY`, or `__key__`."""
+
+    image: str | None = None
+    """Ending of the image's name; null: the one that is an image's."""
+
+
+class RowFields(Fields):
+    """Which column of a Hugging Face data set holds what."""
+
+    image: str = "image"
+    """Column of the images."""
+
+
+class _Columned(_DataSet):
     factors: list[str] = []
     """Further columns to carry along."""
     values: dict[str, dict[str, str]] = {}
@@ -155,8 +166,44 @@ class TableData(_DataSet):
         }
 
 
+class TableData(_Columned):
+    """A CSV or Parquet table that names the images; paths are relative to its folder."""
+
+    source: Literal["table"]
+    """A CSV or Parquet table that names the images."""
+    path: str
+    """The table."""
+    columns: Columns
+    """Which column holds what."""
+
+
+class WebDatasetData(_Columned):
+    """Tar files of samples: members whose names share all but what follows the first dot."""
+
+    source: Literal["webdataset"]
+    """Tar files of WebDataset's layout; images are read in place."""
+    path: str
+    """A tar file (not compressed), or a folder of them."""
+    columns: TarFields = TarFields()
+    """Which member holds what."""
+    class_names: str | None = None
+    """Text file: label as the samples have it, a space, name of the class."""
+
+
+class HuggingFaceData(_Columned):
+    """A Hugging Face data set on disk; labels of classes are read by their names."""
+
+    source: Literal["huggingface"]
+    """A folder that `datasets` saved (`save_to_disk`); images are read in place."""
+    path: str
+    """The folder; where it holds splits, all of them are read, `validation` as `val`."""
+    columns: RowFields = RowFields()
+    """Which column holds what."""
+
+
 DataSet = Annotated[
-    WorldData | SpuriousWorldData | FolderData | TableData, Field(discriminator="source")
+    WorldData | SpuriousWorldData | FolderData | TableData | WebDatasetData | HuggingFaceData,
+    Field(discriminator="source"),
 ]
 
 
@@ -479,10 +526,12 @@ def space_of(config: RunConfig, model: str) -> str | None:
 def image_root(config: RunConfig, dataset: str) -> Path:
     """Folder that the paths of a data set's manifest are relative to."""
     section = config.datasets[dataset]
-    if isinstance(section, FolderData):
+    if isinstance(section, FolderData | HuggingFaceData):
         return Path(section.path)
     if isinstance(section, TableData):
         return Path(section.path).parent
+    if isinstance(section, WebDatasetData):
+        return Path(section.path).parent if section.path.endswith(".tar") else Path(section.path)
     return config.folder / "world" / dataset
 
 

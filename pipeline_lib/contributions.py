@@ -23,8 +23,10 @@ from pipeline_lib.device import Halving, compute_device
 from pipeline_lib.dumps import components_path, open_dump
 from pipeline_lib.encoder import Encoder, check_rounding
 from pipeline_lib.errors import ArtifactError, ToleranceError
+from pipeline_lib.estimate import human
 from pipeline_lib.factors import Factors
 from pipeline_lib.images import image_batches
+from pipeline_lib.progress import Progress
 from pipeline_lib.provenance import code_facts, data_fingerprint
 from pipeline_lib.store import Shard, write_layout, write_shard
 
@@ -240,7 +242,7 @@ def _decomposed(
         workers=workers,
         pin_memory=device.type == "cuda",
     )
-    progress = _Progress(len(active))
+    progress = Progress(len(active), device)
 
     def one(images: Float[torch.Tensor, "b 3 h w"]) -> tuple[Decomposition, Arrays]:
         parts = decompose(model, images, per=settings.per, bias=settings.bias)
@@ -304,25 +306,7 @@ def _log_start(
     log.info("device %s, computing in float32, stored as %s", device, settings.dtype)
     log.info("model %s, %d components × %d, batch %d", model.id, components, width,
              settings.batch_size)  # fmt: skip
-    log.info("%d images", count)
-
-
-class _Progress:
-    """Logs images, rate and time left; the first batch, which also plans, does not count."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.first: tuple[int, float] | None = None
-
-    def log(self, done: int) -> None:
-        now = time.monotonic()
-        if self.first is None:
-            self.first = (done, now)
-            log.info("%d of %d images", done, self.count)
-            return
-        rate = (done - self.first[0]) / max(now - self.first[1], 1e-9)
-        left = (self.count - done) / rate
-        log.info("%d of %d images, %.1f images/s, %.0f s left", done, self.count, rate, left)
+    log.info("%d images, at most %s to write", count, human(4 * count * components * width))
 
 
 def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:

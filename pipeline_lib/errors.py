@@ -38,6 +38,10 @@ class ArtifactError(VitAtlasError):
     """A stored artifact is missing, incomplete, damaged or of another version."""
 
 
+class DiskError(VitAtlasError):
+    """What is to be written does not fit on the disk."""
+
+
 def close_matches(wrong: str, valid: Iterable[str], n: int = 3) -> str:
     """Phrase naming the valid words nearest to a wrong one, or all of them where few.
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
-from pipeline_lib.factors import Factors
+from pipeline_lib.artifacts import read_table
+from pipeline_lib.config import RunConfig
+from pipeline_lib.errors import DiskError
+from pipeline_lib.factors import Factors, load_factors
 
 #: Bytes of a number of each dtype that a store may have.
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -98,6 +103,66 @@ def estimate_dump(
         for level in LEVELS
     ]
     return pd.DataFrame(rows)
+
+
+def missing_bytes(config: RunConfig) -> dict[str, int]:
+    """Bytes of each dump that are still to be written, by its name `model on dataset`.
+
+    A dump is counted once its model's bases and its data set's manifest are there; its shards that
+    are written already are not. Logits are left out.
+    """
+    folder, settings = config.folder, config.contributions
+    level = "factored" if settings.factored else "full"
+    found = {}
+    for model in config.models:
+        bases = folder / "contributions" / f"{model}.bases.safetensors"
+        if not bases.exists():
+            continue
+        factors = load_factors(bases)
+        for dataset in settings.datasets:
+            table = folder / "manifest" / dataset / "images.parquet"
+            if not table.exists():
+                continue
+            written = {
+                path.stem
+                for path in (folder / "contributions" / model).glob(f"{dataset}.shards/*.parquet")
+            }
+            rows = read_table("manifest", table)
+            images = int((rows["active"] & ~rows["shard"].astype(str).isin(written)).sum())
+            if images:
+                size = dump_bytes(images, factors, settings.dtype, level)
+                found[f"{model} on {dataset}"] = size
+    return found
+
+
+def check_disk(config: RunConfig) -> None:
+    """Compare what is still to be dumped with the free disk.
+
+    Raises
+    ------
+    DiskError
+        If it does not fit; the message has each dump's size.
+    """
+    missing = missing_bytes(config)
+    needed, free = sum(missing.values()), free_bytes(config.folder)
+    if needed <= free:
+        return
+    listing = "\n  - ".join(f"{name}: {human(size)}" for name, size in missing.items())
+    raise DiskError(
+        f"the dumps that are still to be made need {human(needed)}, but {human(free)} are free in "
+        f"{config.folder}:\n  - {listing}\n"
+        "Make room, name a folder on a larger disk as `results`, or make the dumps smaller: "
+        "contributions.dtype: float16, contributions.per: layer, fewer models or images. "
+        "`snakemake estimate` says what each would take."
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk that a folder lies on, or would lie on."""
+    present = next(
+        path for path in [folder.absolute(), *folder.absolute().parents] if path.exists()
+    )
+    return shutil.disk_usage(present).free
 
 
 def human(size: float) -> str:

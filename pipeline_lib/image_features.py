@@ -15,6 +15,7 @@ from pipeline_lib.device import Halving, compute_device
 from pipeline_lib.dumps import open_features
 from pipeline_lib.errors import ArtifactError
 from pipeline_lib.images import image_batches
+from pipeline_lib.progress import Progress
 from pipeline_lib.store import Shard, write_layout, write_shard
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def embed_shard(
     blank = model.encode_image(torch.zeros(1, 3, *model.input_size, device=device))
     shard.put(slice(0, 0), {"image_embeddings": blank.cpu().numpy()})
     fitting = Halving(model.encode_image)
+    progress = Progress(len(shard.active), device)
     batches = image_batches(
         [root / path for path in shard.active["path"]],
         model.preprocess,
@@ -87,7 +89,7 @@ def embed_shard(
         for part, vectors in fitting(images.to(device, non_blocking=True)):
             here = slice(where.start + part.start, where.start + part.stop)
             shard.put(here, {"image_embeddings": vectors.cpu().numpy()})
-        log.info("%d of %d images", where.stop, len(shard.active))
+        progress.log(where.stop)
     write_shard(store, "features", shard.number, shard.arrays, shard_size=settings.shard_size)
     return {
         "model": model.id,

@@ -1,6 +1,7 @@
-"""Images from disk: decoding that is the same everywhere, and batches made ahead of the compute.
+"""Images: decoding that is the same everywhere, and batches made ahead of the compute.
 
-Which images belong to a data set is in `pipeline_lib.manifest`.
+Paths may lead into a container (`pipeline_lib.containers`). Which images belong to a data set is in
+`pipeline_lib.manifest`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline_lib.containers import read_content
 from pipeline_lib.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,12 +35,13 @@ MAX_PIXELS = 200_000_000
 
 
 def read_image(path: str | Path, sha256: str | None = None) -> Image.Image:
-    """The picture in a file as RGB, upright, fully decoded.
+    """The picture in a file as RGB, upright, fully decoded; every stage reads pictures with it.
 
     Parameters
     ----------
     path
-        File of any format that Pillow reads. Of several frames the first is taken.
+        File, or member of a container, of any format that Pillow reads. Of several frames the
+        first is taken.
     sha256
         Hash that the file's bytes must have, from the manifest.
 
@@ -55,9 +58,9 @@ def read_image(path: str | Path, sha256: str | None = None) -> Image.Image:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        content = read_content(path)
+    except DataError as error:
+        raise DataError(f"{path} {error}") from error
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(
             f"{path} is not the file that was listed in the manifest: it has changed since. "

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,25 +18,14 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from pipeline_lib.artifacts import TABLES, read_table, write_table
-from pipeline_lib.config import (
-    Columns,
-    DataSet,
-    FolderData,
-    Split,
-    SplitShares,
-    TableData,
-    table_columns,
-)
-from pipeline_lib.errors import DataError, close_matches
-from pipeline_lib.images import IMAGE_SUFFIXES, decode_image
+from pipeline_lib.config import Split, SplitShares
+from pipeline_lib.containers import content_exists, read_content
+from pipeline_lib.errors import DataError
+from pipeline_lib.images import decode_image
 
 log = logging.getLogger(__name__)
-
-#: Columns that a data set may give; the others of the table `manifest` are made here.
-GIVEN = ("split", "label", "group", "mask", "caption")
 
 #: Rejected files named in an error; all of them are in the log.
 SHOWN = 30
@@ -51,43 +39,6 @@ class _Scanned:
     width: int = 0
     height: int = 0
     reason: str | None = None
-
-
-def list_images(dataset: DataSet, root: Path) -> pd.DataFrame:
-    """The images a data set names, not looked into yet.
-
-    Parameters
-    ----------
-    dataset
-        Section of the configuration.
-    root
-        Folder of the data set; for a rendered world the folder with its `table.parquet`.
-
-    Returns
-    -------
-    DataFrame
-        Columns `image_id`, `path` (relative to `root`), those of `GIVEN`, and the factors; text
-        or missing throughout. In the order of the table, or sorted by path.
-
-    Raises
-    ------
-    DataError
-        If there are no images, or the table is wrong.
-    """
-    if isinstance(dataset, FolderData):
-        frame = _list_folder(root, dataset.class_names)
-    elif isinstance(dataset, TableData):
-        frame = _list_table(Path(dataset.path), dataset.columns, dataset.factors, dataset.values)
-    else:
-        frame = _list_world(root / "table.parquet")
-    twice = frame["image_id"][frame["image_id"].duplicated()].unique()
-    if len(twice):
-        shown = ", ".join(map(str, twice[:SHOWN]))
-        raise DataError(
-            f"{root}: {len(twice)} image ids stand twice: {shown}. Remove the repeated rows, or "
-            "name a column with unique values as columns.id."
-        )
-    return frame
 
 
 def make_manifest(
@@ -138,7 +89,7 @@ def make_manifest(
     bad = np.array([item.reason is not None for item in scanned], dtype=bool)
     rejected = pd.DataFrame(
         {
-            "path": images["path"][bad].astype(str),
+            "path": [_printable(path) for path in images["path"][bad]],
             "reason": [item.reason for item in scanned if item.reason is not None],
         }
     ).reset_index(drop=True)
@@ -188,158 +139,6 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def listing_fingerprint(dataset: DataSet, root: Path) -> str:
-    """Hash of paths, sizes and times of a data set's files: changes when any of them does.
-
-    Looks into no image. For a rendered world it is empty: there the table is an input like any
-    other.
-    """
-    if isinstance(dataset, FolderData):
-        files = list(_image_files(root))
-    elif isinstance(dataset, TableData):
-        column = dataset.columns.path
-        table = _read_columns(Path(dataset.path), [column])
-        files = [Path(dataset.path), *(root / str(path) for path in table[column].dropna())]
-    else:
-        return ""
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            facts = path.stat()
-            entry = f"{path.relative_to(root)}\0{facts.st_size}\0{facts.st_mtime_ns}\n"
-        except (OSError, ValueError):
-            entry = f"{path}\0absent\n"
-        digest.update(entry.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-# Listing
-
-
-def _image_files(root: Path) -> Iterator[Path]:
-    """Image files below `root` in the order of their paths; hidden ones are passed over."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(folder, name)
-
-
-def _list_folder(root: Path, class_names: str | None) -> pd.DataFrame:
-    if not root.is_dir():
-        raise DataError(f"{root} is no folder")
-    paths = sorted(path.relative_to(root).as_posix() for path in _image_files(root))
-    if not paths:
-        endings = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(
-            f"{root} holds no image. Put one folder of images for each class there; files with "
-            f"these endings are read: {endings}"
-        )
-    frame = _blank(paths)
-    frame["label"] = [path.split("/")[0] if "/" in path else None for path in paths]
-    if class_names is not None:
-        names = _read_class_names(Path(class_names))
-        unknown = sorted({label for label in frame["label"].dropna() if label not in names})
-        if unknown:
-            raise DataError(
-                f"{class_names} has no name for {len(unknown)} folders of {root}: "
-                + ", ".join(unknown[:SHOWN])
-            )
-        frame["label"] = frame["label"].map(names)
-    return frame
-
-
-def _read_class_names(path: Path) -> dict[str, str]:
-    lines = path.read_text("utf-8").splitlines()
-    return {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[-1].strip() for line in lines if line}
-
-
-def _blank(paths: list[str]) -> pd.DataFrame:
-    columns = {"image_id": paths, "path": paths, **dict.fromkeys(GIVEN)}
-    return pd.DataFrame(columns, dtype=object)
-
-
-def _list_world(table: Path) -> pd.DataFrame:
-    given = set(table_columns(table))
-    columns = Columns(path="path", **{name: name for name in GIVEN if name in given})
-    rest = [name for name in table_columns(table) if name not in ("path", *GIVEN)]
-    return _list_table(table, columns, rest, {})
-
-
-def _list_table(
-    path: Path, columns: Columns, factors: list[str], values: Mapping[str, Mapping[str, str]]
-) -> pd.DataFrame:
-    joined = columns.group if isinstance(columns.group, list) else [columns.group]
-    single = [columns.path, columns.id, columns.label, columns.split, columns.mask, columns.caption]
-    wanted = [name for name in [*single, *joined, *factors] if name is not None]
-    table = _read_columns(path, list(dict.fromkeys(wanted)))
-    if table.empty:
-        raise DataError(f"{path} has no rows")
-    for name, new in values.items():
-        if name not in table:
-            raise DataError(f"{path}: values names the column {name!r}, which is not used")
-        table[name] = _renamed(table[name], new, f"{path}, column {name!r}")
-    absent = int(table[columns.path].isna().sum())
-    if absent:
-        raise DataError(f"{path}: column {columns.path!r} is empty in {absent} rows")
-    frame = _blank([_relative(path.parent, str(name)) for name in table[columns.path]])
-    for name in ("label", "split", "mask", "caption"):
-        source = getattr(columns, name)
-        if source is not None:
-            frame[name] = table[source]
-    if columns.id is not None:
-        frame["image_id"] = table[columns.id]
-    if columns.group is not None:
-        parts = table[[name for name in joined if name is not None]]
-        rows = parts.itertuples(index=False)
-        frame["group"] = [None if row.count(None) else "/".join(row) for row in map(tuple, rows)]
-    taken = {column.name for column in TABLES["manifest"].columns}
-    for name in factors:
-        if name in taken - {"label", "split", "group", "mask", "caption"}:
-            raise DataError(f"{path}: the factor {name!r} has a name of the manifest's own columns")
-        frame[name] = table[name]
-    return frame
-
-
-def _read_columns(path: Path, names: list[str]) -> pd.DataFrame:
-    """Columns of a table as text, missing values as `None`."""
-    present = table_columns(path)
-    missing = [name for name in names if name not in present]
-    if missing:
-        advice = "; ".join(f"{name!r}: {close_matches(name, present)}" for name in missing)
-        raise DataError(f"{path} lacks columns: {advice}")
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path, columns=names)
-        else:
-            separator = "\t" if path.suffix == ".tsv" else ","
-            table = pd.read_csv(
-                path, usecols=names, dtype=str, sep=separator, encoding="utf-8-sig",
-                keep_default_na=False, na_values=[""],
-            )  # fmt: skip
-    except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
-    text = table[names].astype(object)
-    return text.where(text.isna(), text.map(str)).where(text.notna(), None)
-
-
-def _renamed(column: pd.Series, new: Mapping[str, str], where: str) -> pd.Series:
-    unknown = sorted({str(value) for value in column.dropna()} - set(new))
-    if unknown:
-        raise DataError(
-            f"{where}: values without a new name: {', '.join(unknown[:SHOWN])}; "
-            f"values names only {', '.join(new)}"
-        )
-    return column.map(lambda value: None if value is None else new[value]).astype(object)
-
-
-def _relative(root: Path, name: str) -> str:
-    path = Path(name)
-    if path.is_absolute() and path.is_relative_to(root.absolute()):
-        path = path.relative_to(root.absolute())
-    return path.as_posix()
-
-
 # Looking into files
 
 
@@ -355,9 +154,12 @@ def _look_into(root: Path, known: Mapping[str, _Scanned], path: str, mask: str |
     if not _inside(root, path):
         return _Scanned(reason="leads out of the data set's folder")
     try:
-        content = (root / path).read_bytes()
-    except OSError as error:
-        return _Scanned(reason=f"cannot be read: {error.strerror or error}")
+        path.encode("utf-8")
+        content = read_content(root / path)
+    except UnicodeEncodeError:
+        return _Scanned(reason="its name is no UTF-8")
+    except DataError as error:
+        return _Scanned(reason=str(error))
     sha256 = hashlib.sha256(content).hexdigest()
     found = known.get(sha256)
     if found is None:
@@ -366,9 +168,13 @@ def _look_into(root: Path, known: Mapping[str, _Scanned], path: str, mask: str |
         except DataError as error:
             return _Scanned(reason=str(error))
         found = _Scanned(sha256, image.width, image.height)
-    if isinstance(mask, str) and not (_inside(root, mask) and (root / mask).is_file()):
+    if isinstance(mask, str) and not (_inside(root, mask) and content_exists(root / mask)):
         return _Scanned(reason=f"its mask {mask} is not in the data set's folder")
     return found
+
+
+def _printable(path: str) -> str:
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _inside(root: Path, path: str) -> bool:

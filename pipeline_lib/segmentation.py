@@ -6,6 +6,7 @@ counted is in `segmentation_counts`.
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from pipeline_lib.baseline_maps import GradCam, patch_text, raw_attention, rollout
 from pipeline_lib.classify import LinearClassifier
+from pipeline_lib.containers import read_content
 from pipeline_lib.errors import DataError
 from pipeline_lib.heatmaps import (
     HasPreprocessing,
@@ -71,9 +73,9 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Image.Image:
         The file cannot be read, or has another size.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(read_content(Path(path)))) as opened:
             values = np.asarray(opened)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (DataError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a mask: {error}") from error
     if values.ndim == 3:
         values = values[..., :3].max(axis=2)

@@ -23,7 +23,8 @@ from pipeline_lib.encoder import model_factors
 from pipeline_lib.errors import ArtifactError, DataError, ModelError, ToleranceError
 from pipeline_lib.factors import Factors
 from pipeline_lib.image_features import embed_shard, gather_features
-from pipeline_lib.manifest import list_images, make_manifest
+from pipeline_lib.listing import list_images
+from pipeline_lib.manifest import make_manifest
 from pipeline_lib.models import VisionModel, load_model
 from pipeline_lib.store import shard_object
 

@@ -98,5 +98,5 @@ def test_no_dependency_is_imported_undeclared() -> None:
                 if name in sys.stdlib_module_names or name == "pipeline_lib":
                     continue
                 package = canonicalize_name(provided.get(name, name))
-                optional = {"selenium", "boto3"}  # pictures for the documentation, buckets
+                optional = {"selenium", "boto3", "datasets"}  # with an extra of their own
                 assert package in declared | optional, f"{path} imports {name}"

@@ -19,7 +19,8 @@ from pipeline_lib.dumps import Dump, components_path, open_dump
 from pipeline_lib.encoder import model_factors
 from pipeline_lib.errors import ArtifactError, ToleranceError
 from pipeline_lib.factors import Factors, factorise, load_factors, save_factors
-from pipeline_lib.manifest import list_images, make_manifest
+from pipeline_lib.listing import list_images
+from pipeline_lib.manifest import make_manifest
 from pipeline_lib.models import VisionModel, load_model
 from pipeline_lib.provenance import data_fingerprint, missing_fields
 

@@ -16,7 +16,10 @@ PACKAGE = ROOT / "pipeline_lib"
 #: From the bottom up; a module may import from its own layer and from those before it.
 LAYERS = (
     {"errors", "provenance", "artifacts", "artifact_reference", "config", "config_reference"},
-    {"_torchvision", "images", "device", "gpu_claim", "text_pool", "coordinates"},
+    {
+        "_torchvision", "containers", "images", "progress", "device", "gpu_claim", "text_pool",
+        "coordinates",
+    },
     {
         "decomposition", "maps", "map_problem", "map_ridge", "map_fits", "scores", "streamed",
         "textspan", "nonnegative", "significance", "roles", "truths", "validation",
@@ -27,11 +30,11 @@ LAYERS = (
         "spurious",
     },
     {
-        "models", "manifest", "factors", "store_layout", "store", "dumps", "labelled",
+        "models", "listing", "manifest", "factors", "store_layout", "store", "dumps", "labelled",
         "features", "image_features", "encoder", "contributions", "estimate", "mirror", "world",
         "training",
     },
-    {"report", "questions"},
+    {"report", "questions", "summary"},
     {"command_line", "__main__"},
 )  # fmt: skip
 

@@ -14,13 +14,8 @@ from PIL import Image
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.config import FolderData, SplitShares, TableData, WorldData
 from pipeline_lib.errors import DataError
-from pipeline_lib.manifest import (
-    file_hash,
-    list_images,
-    listing_fingerprint,
-    make_manifest,
-    write_shards,
-)
+from pipeline_lib.listing import list_images, listing_fingerprint
+from pipeline_lib.manifest import file_hash, make_manifest, write_shards
 
 
 def picture(path: Path, value: int) -> Path:

@@ -24,6 +24,7 @@ _STAGE_OF_RULE = {
     "image_features_store": "features",
     "text_features": "features",
     "texts": "features",
+    "bases": "contributions",
     "contributions_store": "contributions",
     "labels": "scores",
     "exactness": "report",

@@ -7,6 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from pipeline_lib import config as settings
+from pipeline_lib import listing
 from pipeline_lib import manifest as manifests
 from pipeline_lib.artifacts import STAGE_VERSIONS
 from pipeline_lib.device import gpu_present

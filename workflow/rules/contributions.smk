@@ -26,6 +26,7 @@ rule bases:
     benchmark:
         f"{RESULTS}/benchmarks/bases/{{model}}.tsv"
     threads: 1
+    priority: 10  # before any dump: then the first one knows whether all fit on the disk
     script:
         "../scripts/bases.py"
 

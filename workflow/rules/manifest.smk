@@ -16,7 +16,7 @@ checkpoint manifest:
     params:
         version=STAGE_VERSIONS["manifest"],
         dataset=lambda wildcards: section(CONFIG.datasets[wildcards.dataset]),
-        listing=lambda wildcards: manifests.listing_fingerprint(
+        listing=lambda wildcards: listing.listing_fingerprint(
             CONFIG.datasets[wildcards.dataset], settings.image_root(CONFIG, wildcards.dataset)
         ),
         shard_size=CONFIG.contributions.shard_size,
@@ -26,5 +26,6 @@ checkpoint manifest:
     benchmark:
         f"{RESULTS}/benchmarks/manifest/{{dataset}}.tsv"
     threads: 2
+    priority: 10
     script:
         "../scripts/manifest.py"

@@ -34,8 +34,8 @@ def job(snakemake: Any) -> Iterator[RunConfig]:
     Everything that is logged goes into the rule's log. A mistake of the user ends the job with
     its message, in the log and on the terminal, and without a traceback.
     """
-    _log_into(str(snakemake.log[0]))
     wildcards = ", ".join(f"{name}={value}" for name, value in snakemake.wildcards.items())
+    _log_into(str(snakemake.log[0]), " ".join([snakemake.rule, *snakemake.wildcards]))
     log.info("vit-atlas %s, %s %s", pipeline_lib.__version__, snakemake.rule, wildcards)
     try:
         _use_threads(snakemake.threads)
@@ -102,7 +102,7 @@ def _facts(snakemake: Any, config: RunConfig) -> dict[str, Any]:
     return facts
 
 
-def _log_into(path: str) -> None:
+def _log_into(path: str, title: str) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     logging.basicConfig(
         filename=path,
@@ -112,6 +112,21 @@ def _log_into(path: str) -> None:
         force=True,
     )
     logging.captureWarnings(True)
+    if sys.stderr.isatty():
+        logging.getLogger("pipeline_lib.progress").addHandler(_Terminal(title))
+
+
+class _Terminal(logging.Handler):
+    """Shows progress on a terminal, one line every few seconds, as several jobs may share it."""
+
+    def __init__(self, title: str, pause: float = 5.0) -> None:
+        super().__init__()
+        self.title, self.pause, self.last = title, pause, 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.created - self.last >= self.pause:
+            self.last = record.created
+            print(f"{self.title}: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
 def _use_threads(count: int) -> None:

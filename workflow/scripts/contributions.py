@@ -7,9 +7,11 @@ from _job import job, load_run_model
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.config import image_root
 from pipeline_lib.contributions import dump_shard
+from pipeline_lib.estimate import check_disk
 from pipeline_lib.factors import load_factors
 
 with job(snakemake) as config:
+    check_disk(config)
     components, facts = dump_shard(
         load_run_model(config.models[snakemake.wildcards.model]),
         read_table("shard", snakemake.input.shard),

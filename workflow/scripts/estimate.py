@@ -1,20 +1,19 @@
 """Prints time, disk, jobs and cost of all dumps (rule estimate); makes none."""
 
-import shutil
+import resource
 import time
-from pathlib import Path
 
 from _job import job, load_run_model
 
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.contributions import decompose_rate
-from pipeline_lib.estimate import Machine, estimate_dump, human
+from pipeline_lib.estimate import Machine, estimate_dump, free_bytes, human
 from pipeline_lib.factors import load_factors
 
 with job(snakemake) as config:
     asked = snakemake.params
     settings = config.contributions
-    needed = 0
+    needed, largest = 0, 0
     for name, path in zip(config.models, snakemake.input.bases, strict=True):
         began = time.monotonic()
         model, factors = load_run_model(config.models[name]), load_factors(path)
@@ -35,8 +34,12 @@ with job(snakemake) as config:
                       f"{row.hours:,.2f} h   cost {row.cost:,.2f}")  # fmt: skip
             kept = "factored" if settings.factored else "full"
             needed += int(plan.set_index("level").loc[kept, "bytes"])
-    folder = Path(config.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+            largest = max(largest, 2 * settings.shard_size * factors.columns * 4)
+    free = free_bytes(config.folder)
     verdict = "enough" if needed < free else "NOT ENOUGH"
-    print(f"\nas configured {human(needed)}; free in {folder}: {human(free)}: {verdict}")
+    print(
+        f"\ndisk as configured {human(needed)}; free in {config.folder}: {human(free)}: {verdict}"
+    )
+    if not asked.rate:  # models ran here
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(f"memory of one job at most about {human(peak + largest)}")

@@ -6,7 +6,8 @@ from _job import job
 
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.config import image_root
-from pipeline_lib.manifest import list_images, make_manifest, write_shards
+from pipeline_lib.listing import list_images
+from pipeline_lib.manifest import make_manifest, write_shards
 
 with job(snakemake) as config:
     name, output = snakemake.wildcards.dataset, Path(snakemake.output.images)
