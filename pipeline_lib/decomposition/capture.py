@@ -144,6 +144,7 @@ def capture(module: nn.Module, images: Tensor) -> Capture:
     output = _output_node(graph)
     graph.eliminate_dead_code()
     narrow(graph)
+    _lay_out(graph)
     kept = {node.name for node in graph.nodes if node.op == "placeholder"}
     state = {name: where for name, where in state.items() if name in kept}
     parameters = tuple(name for name in signature.inputs_to_parameters if name in kept)
@@ -184,6 +185,20 @@ def _inline(module: fx.GraphModule) -> None:
             user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
             graph.erase_node(user)
         graph.erase_node(node)
+
+
+def _lay_out(graph: fx.Graph) -> None:
+    """Copy what linear layers read into the order of its axes, where it lies otherwise.
+
+    Torch multiplies a transposed batch of tokens row by row, at half the speed of one product.
+    """
+    for node in list(graph.nodes):
+        value = node.args[0].meta.get("val") if op_name(node) == "linear" else None  # type: ignore[union-attr]
+        if isinstance(value, Tensor) and value.dim() > 2 and not value.is_contiguous():
+            with graph.inserting_before(node):
+                copy = graph.call_function(torch.ops.aten.contiguous.default, (node.args[0],))
+            copy.meta = {**node.meta, "val": value.contiguous()}
+            node.replace_input_with(node.args[0], copy)  # type: ignore[arg-type]
 
 
 _EFFECTS = ("_assert", "sym_constrain", "_guards")

@@ -6,6 +6,7 @@ components x tokens x d is ever made.
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Sequence
 
@@ -82,17 +83,15 @@ def contract(
     if tokens is not None:
         readout = Readout(readout.w.dense(range(len(full)), full), readout.m, full)
     w = run.get(readout.w.lazy)
-    m = run.get(readout.m.lazy)
-    if directions is not None:
-        m = m @ directions.T
     kept = "".join(names[axis][-1] for axis in [*keep, *(tokens or ())])
     matrix_axes = [axis for axis in range(len(full)) if readout.m.full(axis)]
     inner = "".join(names[axis] for axis in matrix_axes)
+    m_flat, m_names = _matrix(run, readout, names, kept)
+    if directions is not None:
+        m_flat = m_flat @ directions.T
     w = _split_batch(w, full, 1, batch, before)
     w_names = "r" + "".join(names)
     w, w_names = _present(w, w_names)
-    m_flat = m.reshape(m.shape[0], *(full[axis] for axis in matrix_axes), m.shape[-1])
-    m_names = "r" + inner + "D"
     if value is not None and tokens is not None and not set(inner) & set(w_names) - set(kept):
         return _per_token(w, w_names, value, readout, names, m_flat, m_names, kept, batch, before)
     if value is None:
@@ -105,8 +104,19 @@ def contract(
     missing = [letter for letter in kept if letter not in known]
     if missing:
         raise AssertionError(f"axes {missing} are in no factor")
-    result = _product(pooled, pooled_names, m_flat, m_names, out)
+    result = _projected(pooled, pooled_names, m_flat, m_names, out)
     return result if batched else result.expand(batch, *result.shape)
+
+
+def _matrix(run: Run, readout: Readout, names: list[str], kept: str) -> tuple[Tensor, str]:
+    """The matrix without its axes of length 1, axes that are kept apart ahead, and its letters."""
+    axes = [axis for axis in range(len(readout.full)) if readout.m.full(axis)]
+    ahead = tuple(axis for axis in axes if names[axis] in kept)
+    rest = [axis for axis in axes if axis not in ahead]
+    m = run.get(readout.m.ahead(ahead))
+    sizes = [readout.r if a is None else readout.full[a] for a in (*ahead, None, *rest)]
+    letters = "".join("r" if a is None else names[a] for a in (*ahead, None, *rest))
+    return m.reshape(*sizes, m.shape[-1]), letters + "D"
 
 
 def _contract_dense(
@@ -132,8 +142,23 @@ def _contract_dense(
     return pooled if "b" in found else pooled.expand(batch, *pooled.shape)
 
 
-def _product(a: Tensor, a_names: str, b: Tensor, b_names: str, out: str) -> Tensor:
-    return torch.einsum(f"{a_names},{b_names}->{out}", a, b)
+def _projected(pooled: Tensor, names: str, m: Tensor, m_names: str, out: str) -> Tensor:
+    """Pooled values times the matrix, whose letters are: kept apart, `r`, to be summed, `D`.
+
+    The matrix is large and stays as it lies; an einsum would copy it into an order of its own.
+    """
+    ahead, behind = m_names[:-1].split("r")
+    summed = "r" + behind
+    if not set(ahead + summed) <= set(names):
+        return torch.einsum(f"{names},{m_names}->{out}", pooled, m)
+    rows = "".join(letter for letter in names if letter not in ahead + summed)
+    sizes = dict(zip(names, pooled.shape, strict=True))
+    ordered = torch.einsum(f"{names}->{ahead}{rows}{summed}", pooled)
+    parts = math.prod(sizes[letter] for letter in ahead)
+    count = math.prod(sizes[letter] for letter in summed)
+    product = torch.bmm(ordered.reshape(parts, -1, count), m.reshape(parts, count, -1))
+    apart = product.reshape(*(sizes[letter] for letter in ahead + rows), m.shape[-1])
+    return torch.einsum(f"{ahead}{rows}D->{out}", apart)
 
 
 def _expanded(

@@ -26,7 +26,7 @@ import itertools
 import math
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -178,9 +178,20 @@ class Matrix:
     r: int
     shape: Shape
     width: int
+    orders: dict[Shape, Lazy] = field(default_factory=dict, repr=False)
 
     def full(self, axis: int) -> bool:
         return self.shape[axis] != 1
+
+    def ahead(self, axes: Shape) -> Lazy:
+        """The matrix with the given axes before the products `r`, as it is used where these are kept
+        apart; laid out once per set of weights, not in every batch."""
+        if axes not in self.orders:
+            places = [axis + 1 for axis in axes]
+            self.orders[axes] = self.then(
+                lambda m, run: m.movedim(places, list(range(len(places)))).contiguous()
+            ).lazy
+        return self.orders[axes]
 
     def then(
         self,
