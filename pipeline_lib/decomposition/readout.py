@@ -184,7 +184,7 @@ class Matrix:
         return self.shape[axis] != 1
 
     def ahead(self, axes: Shape) -> Lazy:
-        """The matrix with the given axes before the products `r`, as it is used where these are kept
+        """The matrix with the given axes before the products `r`, as it is used where they are kept
         apart; laid out once per set of weights, not in every batch."""
         if axes not in self.orders:
             places = [axis + 1 for axis in axes]
