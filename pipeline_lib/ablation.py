@@ -19,6 +19,7 @@ from pipeline_lib.ablation_plan import Plan, group_by_layer, make_plan
 from pipeline_lib.classify import Head, LinearClassifier, Reference, label_texts, make_classifier
 from pipeline_lib.errors import DataError
 from pipeline_lib.passes import ContributionSource, images_of_split, read_pass
+from pipeline_lib.products import Products
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +132,9 @@ def ablation_curves(
         counts = _Counts(task, plan, reference)
         if kept is None:
             logger.info("%s: evaluated in a second pass", task.target)
-            for where, values in read_pass(source, task.index):
-                counts.add(source, where, _shares(values, task.classifier))
+            classes = Products.of(source.factors, task.classifier.weight.T)
+            for where, coordinates in read_pass(source, task.index):
+                counts.add(source, where, classes.parts(coordinates))
         else:
             for start in range(0, len(task.index), _CHUNK):
                 where = slice(start, min(start + _CHUNK, len(task.index)))
@@ -159,9 +161,10 @@ def _one_pass(
     wanted += [task.index for task, room in zip(tasks, kept, strict=True) if room is not None]
     index = np.unique(np.concatenate(wanted))
     places = [_places(task.index, len(source.manifest)) for task in tasks]
-    all_classes = _stacked([task.classifier for task in tasks])
-    for where, values in read_pass(source, index):
-        together = _shares(values, all_classes)
+    weights = np.concatenate([task.classifier.weight for task in tasks])
+    all_classes = Products.of(source.factors, weights.T)
+    for where, coordinates in read_pass(source, index):
+        together = all_classes.parts(coordinates)
         first = 0
         for task, reference, room, place in zip(tasks, references, kept, places, strict=True):
             k = len(task.classifier.classes)
@@ -172,20 +175,6 @@ def _one_pass(
                 at = place[index[where]]
                 room[:, at[at >= 0]] = part[:, at >= 0]
     return kept
-
-
-def _shares(
-    values: Float[np.ndarray, "b c d"], classifier: LinearClassifier
-) -> Float[np.ndarray, "c b k"]:
-    """Share of each component in each class logit, component by component."""
-    return classifier.project(values).transpose(1, 0, 2)
-
-
-def _stacked(classifiers: Sequence[LinearClassifier]) -> LinearClassifier:
-    """All classes of several classifiers as one, for one product with the contributions."""
-    names = tuple(f"{i}/{name}" for i, one in enumerate(classifiers) for name in one.classes)
-    weight = np.concatenate([one.weight for one in classifiers]).astype(np.float32)
-    return LinearClassifier("all", names, weight, np.zeros(len(names), np.float32))
 
 
 def _places(index: Int[np.ndarray, " n"], size: int) -> Int[np.ndarray, " m"]:

@@ -453,6 +453,23 @@ _TABLES = (
         ),
     ),
     Table(
+        "retrieval_probes",
+        "The images of a data set that are like a probe image of one's own, property by property.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("probe", "string", "path of the probe image"),
+            Column("feature", "string", "asked property"),
+            Column("way", "string", "sum (published) or subspace of the property's texts"),
+            Column("components", "int64", "number of components used"),
+            Column("rank", "int64", "0 for the first"),
+            Column("image_id", "string", "image found"),
+            Column("path", "string", "its path, relative to the data set's folder"),
+            Column("score", "float64", "similarity"),
+            Column("file", "string", "picture of the images found, relative to this table"),
+        ),
+    ),
+    Table(
         "heatmaps",
         "Token heat maps: how the map falls on the object.",
         (

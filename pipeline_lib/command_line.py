@@ -106,7 +106,9 @@ def _retrieve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--text", help="one of the property's texts")
     asked.add_argument("--image", type=Path, help="any image file, searched by its likes")
-    parser.add_argument("--components", type=_count, default=8, help="components used")
+    parser.add_argument(
+        "--components", type=_count, help="components used; by default as the run has chosen"
+    )
     parser.add_argument("--count", type=_count, default=8, help="images to find")
     parser.add_argument("--out", type=Path, help="PNG of the images found")
 
@@ -189,6 +191,7 @@ def _show_model(given: argparse.Namespace) -> str:
 
 
 def _show_found(given: argparse.Namespace) -> str:
+    from pipeline_lib.config import image_root
     from pipeline_lib.questions import Run, draw_grid, find
 
     run = Run.open(given.config, given.model, given.dataset)
@@ -201,7 +204,9 @@ def _show_found(given: argparse.Namespace) -> str:
         count=given.count,
     )
     if given.out is not None:
-        draw_grid(run, found, given.out, given.image)
+        root = image_root(run.config, run.dataset)
+        files = [root / name for name in found["path"]]
+        draw_grid({given.property: files}, given.out, given.image)
     return found.to_string(index=False, float_format="%.3f")
 
 

@@ -334,6 +334,8 @@ class Retrieval(_Section):
     """Ranks of the precision."""
     queries: Count = 50
     """Probe images."""
+    probes: list[str] = []
+    """Image files of one's own: for each of them and each property the images like it are shown."""
 
 
 class Heatmaps(_Section):
@@ -825,6 +827,9 @@ def _file_problems(raw: Mapping[str, Any]) -> list[str]:
     for place in [f"models.{name}.id" for name in _keys(raw, "models")] + ["reference.id"]:
         folder = local_folder(str(_at(raw, *place.split("."))))
         named[place] = str(folder) if folder else None
+    probes = _at(raw, "applications", "retrieval", "probes")
+    for number, probe in enumerate(probes if isinstance(probes, list) else []):
+        named[f"applications.retrieval.probes.{number}"] = probe
     pools = _at(raw, "text_pool")
     pools = pools if isinstance(pools, list) else [pools]
     pairs = [("text_pool", pool) for pool in pools if pool not in IMAGENET_POOLS]

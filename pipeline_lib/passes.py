@@ -1,33 +1,35 @@
 """Passes over a dump: which images of it are read, in what pieces, and their means.
 
-Everything the applications need of a dump is said in `ContributionSource`. A pass reads one piece
-ahead in a thread, so that decompressing and computing overlap, and never holds more than two.
+Everything the applications need of a dump is said in `ContributionSource`. A pass gives coordinates
+as they are stored: products with directions (`products`) need no more, and full contributions
+would be many times larger. It reads one piece ahead in a thread, so that decompressing and
+computing overlap, and never holds more than two.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
 from pipeline_lib.errors import DataError, close_matches
+from pipeline_lib.factors import Factors
 
 logger = logging.getLogger(__name__)
 
-#: Contributions of one piece, in bytes; a pass holds two pieces.
+#: Coordinates of one piece, in bytes; a pass holds two pieces.
 BATCH_BYTES = 128 * 2**20
 
 #: Pieces hold a multiple of so many images where they can: whole chunks of a store.
 CHUNK_ROWS = 64
 
-
-#: Contributions of the images to choose on, which are held in memory, in bytes.
+#: Coordinates of the images to choose on, which are held in memory, in bytes.
 REFERENCE_BYTES = 2**29
 
 #: Most images to choose on.
@@ -42,6 +44,11 @@ class ContributionSource(Protocol):
 
     @property
     def manifest(self) -> pd.DataFrame: ...
+
+    @property
+    def factors(self) -> Factors: ...
+
+    def coordinates(self, index: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b r"]: ...
 
     def contributions(
         self, index: Int[np.ndarray, " b"], components: Sequence[int] | None = None
@@ -98,10 +105,10 @@ def _named(split: str | None) -> str:
 
 
 def batches(
-    index: Int[np.ndarray, " n"], components: int, width: int, budget: int = BATCH_BYTES
+    index: Int[np.ndarray, " n"], columns: int, budget: int = BATCH_BYTES
 ) -> Iterator[Int[np.ndarray, " b"]]:
-    """Consecutive pieces of `index` whose float32 contributions [b,c,d] fit into `budget` bytes."""
-    size = max(1, budget // (4 * max(1, components * width)))
+    """Consecutive pieces of `index` whose float32 coordinates [b, r] fit into `budget` bytes."""
+    size = max(1, budget // (4 * max(1, columns)))
     if size > CHUNK_ROWS:
         size -= size % CHUNK_ROWS
     for start in range(0, len(index), size):
@@ -109,11 +116,9 @@ def batches(
 
 
 def read_pass(
-    source: ContributionSource,
-    index: Int[np.ndarray, " n"],
-    components: Sequence[int] | None = None,
-) -> Iterator[tuple[slice, Float[np.ndarray, "b c d"]]]:
-    """Contributions of the images `index`, piece by piece in their order.
+    source: ContributionSource, index: Int[np.ndarray, " n"]
+) -> Iterator[tuple[slice, Float[np.ndarray, "b r"]]]:
+    """Coordinates of the images `index`, piece by piece in their order.
 
     Parameters
     ----------
@@ -121,64 +126,28 @@ def read_pass(
         Dump of the contributions.
     index
         Positions of images; ascending ones are read fastest.
-    components
-        Components to read; all by default.
 
     Yields
     ------
     tuple
-        Places in `index`, and the contributions of the images there.
+        Places in `index`, and the coordinates in `source.factors` of the images there.
     """
-    yield from _ahead(source, index, components, lambda at: source.contributions(at, components))
-
-
-def read_both(
-    source: ContributionSource, index: Int[np.ndarray, " n"], *, decode: bool = True
-) -> Iterator[tuple[slice, Float[np.ndarray, "b c d"], Float[np.ndarray, "b r"] | None]]:
-    """Contributions of all components as `read_pass` gives them, with their stored coordinates.
-
-    The coordinates are None where the source has none (`Dump.coordinates`); the contributions are
-    empty where they are not to be decoded.
-    """
-    factors = getattr(source, "factors", None)
-
-    def read(at: Int[np.ndarray, " b"]) -> tuple[Any, Any]:
-        if factors is None:
-            return source.contributions(at), None
-        found = source.coordinates(at)  # type: ignore[attr-defined]
-        return factors.decode(found) if decode else np.empty((len(at), 0, 0), np.float32), found
-
-    for where, (values, found) in _ahead(source, index, None, read):
-        yield where, values, found
-
-
-def _ahead(
-    source: ContributionSource,
-    index: Int[np.ndarray, " n"],
-    components: Sequence[int] | None,
-    read: Callable[[Int[np.ndarray, " b"]], Any],
-) -> Iterator[tuple[slice, Any]]:
-    """What `read` gives for piece after piece, always one read ahead in a thread."""
-    if len(index) == 0:
+    pieces = list(batches(index, source.factors.columns))
+    if not pieces:
         return
-    count = len(source.components) if components is None else len(components)
-    width = source.representation(index[:1]).shape[1]
-    pieces = list(batches(index, count, width))
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(read, pieces[0])
+        ahead = reader.submit(source.coordinates, pieces[0])
         start = 0
         for number, piece in enumerate(pieces):
             values = ahead.result()
             if number + 1 < len(pieces):
-                ahead = reader.submit(read, pieces[number + 1])
+                ahead = reader.submit(source.coordinates, pieces[number + 1])
             yield slice(start, start + len(piece)), values
             start += len(piece)
 
 
 def mean_contributions(
-    source: ContributionSource,
-    index: Int[np.ndarray, " n"],
-    components: Sequence[int] | None = None,
+    source: ContributionSource, index: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, "c d"]:
     """Mean of each component's contribution over the images `index`, streamed.
 
@@ -189,30 +158,37 @@ def mean_contributions(
     """
     if len(index) == 0:
         raise DataError("the mean of no image is asked for; the reference split is empty")
-    total = 0.0
-    for _, values in read_pass(source, index, components):
-        total = total + values.sum(axis=0, dtype=np.float64)
-    return (np.asarray(total) / len(index)).astype(np.float32)
+    total = np.zeros(source.factors.columns)
+    for _, values in read_pass(source, index):
+        total += values.sum(axis=0, dtype=np.float64)
+    return source.factors.decode((total / len(index)).astype(np.float32)[None])[0]
 
 
 @dataclass(frozen=True)
 class Held:
-    """Contributions of some images in memory."""
+    """Some images of a dump in memory: their coordinates and representations."""
 
-    values: Float[np.ndarray, "n c d"]
+    values: Float[np.ndarray, "n r"]
+    whole: Float[np.ndarray, "n d"]
+    factors: Factors
     components: pd.DataFrame
     manifest: pd.DataFrame
+
+    def coordinates(self, index: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b r"]:
+        """As of a dump."""
+        return self.values[index]
 
     def contributions(
         self, index: Int[np.ndarray, " b"], components: Sequence[int] | None = None
     ) -> Float[np.ndarray, "b c d"]:
         """As of a dump."""
         rows = self.values[index]
-        return rows if components is None else rows[:, list(components)]
+        chosen = rows if components is None else rows[:, self.factors.columns_of(components)]
+        return self.factors.decode(chosen, components)
 
     def representation(self, index: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b d"]:
         """As of a dump."""
-        return self.values[index].sum(axis=1)
+        return self.whole[index]
 
 
 def hold(source: ContributionSource, index: Int[np.ndarray, " m"], seed: int) -> Held:
@@ -225,9 +201,13 @@ def hold(source: ContributionSource, index: Int[np.ndarray, " m"], seed: int) ->
     """
     if len(index) == 0:
         raise DataError("there is no image to choose on; set `choose_split` to a split with images")
-    width = source.representation(index[:1]).shape[1]
-    room = max(1, REFERENCE_BYTES // (4 * len(source.components) * width))
+    room = max(1, REFERENCE_BYTES // (4 * source.factors.columns))
     count = min(len(index), room, REFERENCE_IMAGES)
     chosen = np.sort(np.random.default_rng(seed).choice(index, size=count, replace=False))
-    rows = source.manifest.iloc[chosen].reset_index(drop=True)
-    return Held(source.contributions(chosen), source.components, rows)
+    return Held(
+        source.coordinates(chosen),
+        source.representation(chosen),
+        source.factors,
+        source.components,
+        source.manifest.iloc[chosen].reset_index(drop=True),
+    )

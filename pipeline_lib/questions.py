@@ -7,20 +7,19 @@ work as in the pipeline's stages.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pipeline_lib.artifacts import atomic_path, read_table
 from pipeline_lib.codes import Dictionary, encode
-from pipeline_lib.config import RunConfig, image_root, load_config, space_of
+from pipeline_lib.config import Contributions, RunConfig, load_config, space_of
 from pipeline_lib.decomposition import decompose
 from pipeline_lib.dumps import Dump, open_dump
 from pipeline_lib.errors import ConfigError, DataError, ModelError, close_matches
@@ -35,7 +34,9 @@ from pipeline_lib.heatmaps import (
 from pipeline_lib.images import read_image
 from pipeline_lib.maps import Maps, load_maps
 from pipeline_lib.models import VisionModel, load_model
-from pipeline_lib.retrieval_ways import contrast, rank_components, unit_rows
+from pipeline_lib.passes import hold
+from pipeline_lib.retrieval_ways import rank_components
+from pipeline_lib.search import concepts_of, nearest, similarities, way_to_search
 
 #: Images of the run whose mean is taken off an image's contributions.
 REFERENCE = 512
@@ -211,6 +212,14 @@ class Run:
         path = self.config.folder / f"scores/{self.name}/{data}.scores.parquet"
         return read_table("scores", path)
 
+    def choices(self) -> pd.DataFrame | None:
+        """Table `retrieval_choices` of the model; None where the run has no retrieval."""
+        asked = self.config.applications.retrieval
+        if asked is None:
+            return None
+        folder = self.config.folder / f"applications/retrieval/{self.name}"
+        return read_table("retrieval_choices", folder / f"{asked.dataset}.choices.parquet")
+
     def reference(self) -> Float[np.ndarray, "r c d"]:
         """Contributions of some of the run's images, drawn at random."""
         drawn = np.random.default_rng(self.config.seed).permutation(self.dump.n)[:REFERENCE]
@@ -218,15 +227,38 @@ class Run:
 
     def contributions_of(self, image: str | Path) -> Float[np.ndarray, "1 c d"]:
         """Contributions of any image file, by the run's model."""
-        model, settings = self.model(), self.config.contributions
-        pixels = model.preprocess(read_image(image))[None]
-        parts = decompose(model, pixels, per=settings.per, bias=settings.bias)
-        if len(parts.components) != len(self.dump.components):
-            raise ModelError(
-                f"{self.name} has {len(parts.components)} components, but its dump "
-                f"{len(self.dump.components)}; run snakemake to bring the dump up to date"
-            )
-        return parts.values.numpy()
+        return contributions_of(self.model(), image, self.config.contributions, self.dump)
+
+
+def contributions_of(
+    model: VisionModel, image: str | Path, settings: Contributions, dump: Dump
+) -> Float[np.ndarray, "1 c d"]:
+    """Contributions of any image file, in the components of a dump.
+
+    Parameters
+    ----------
+    model
+        The model that made the dump.
+    image
+        Image file.
+    settings
+        How the dump was made.
+    dump
+        The dump.
+
+    Raises
+    ------
+    ModelError
+        The model has other components than the dump.
+    """
+    pixels = model.preprocess(read_image(image))[None].to(model.device)
+    parts = decompose(model, pixels, per=settings.per, bias=settings.bias)
+    if len(parts.components) != len(dump.components):
+        raise ModelError(
+            f"{model.id} has {len(parts.components)} components, but its dump "
+            f"{len(dump.components)}; run snakemake to bring the dump up to date"
+        )
+    return parts.values.cpu().numpy()
 
 
 def find(
@@ -235,7 +267,7 @@ def find(
     *,
     text: str | None = None,
     image: str | Path | None = None,
-    components: int = 8,
+    components: int | None = None,
     count: int = 8,
 ) -> pd.DataFrame:
     """Images of a run that show a property, asked by a text or by an image.
@@ -251,7 +283,8 @@ def find(
     image
         Any image file; images like it in this property are found.
     components
-        Components of the property that are used: the highest scores.
+        Components of the property that are used, those with the highest scores; None for the way
+        that the run's retrieval has chosen.
     count
         Images to find.
 
@@ -265,50 +298,43 @@ def find(
     DataError
         Unknown property or text, or not exactly one of text and image.
     """
-    if (text is None) == (image is None):
-        raise DataError("ask either by a text or by an image: give one of the two")
-    used = rank_components(run.scores(), feature)[:components]
-    concepts = run.texts[(run.texts["use"] == "concept") & (run.texts["feature"] == feature)]
-    names = [str(name) for name in concepts["text"]]
-    if text is not None and text not in names:
-        raise DataError(f"{text!r} is no text of {feature!r}; {close_matches(text, names)}")
-    vectors = torch.from_numpy(np.stack([np.asarray(row) for row in concepts["embedding"]]))
-    directions = run.maps.directions(vectors.float(), len(run.dump.components)).numpy()[used]
-
-    def products(values: Float[np.ndarray, "b c d"]) -> Float[np.ndarray, "b t"]:
-        return np.einsum("bcd,cdt->bt", values, directions, optimize=True)
-
-    pieces = [products(run.dump.contributions(at, used.tolist())) for at in run.dump.batches(512)]
-    whole = np.concatenate(pieces)
-    usual = products(run.reference()[:, used])
-    if len(names) > 1:
-        rows = contrast(whole, usual)
-        asked = None if image is None else contrast(_of(run, image, used, products), usual)
-    else:
-        rows = whole
-        asked = None if image is None else unit_rows(_of(run, image, used, products))
-    score = rows[:, names.index(str(text))] if asked is None else rows @ asked[0]
-    first = np.argsort(-score, kind="stable")[:count]
-    found = run.dump.manifest.iloc[first][["image_id", "path"]].reset_index(drop=True)
-    return found.assign(score=score[first])
-
-
-def _of(run: Run, image: str | Path, used: np.ndarray, products: Any) -> Float[np.ndarray, "1 t"]:
-    return products(run.contributions_of(image)[:, used])
+    probe = None if image is None else run.contributions_of(image)[0]
+    query, scores = "image" if text is None else "text", run.scores()
+    rank_components(scores, feature)  # refuses an unknown property
+    concepts, held = concepts_of(run.texts, feature), hold(run.dump, np.arange(run.dump.n), 0)
+    choices = None if components is not None else run.choices()
+    way = way_to_search(scores, choices, query, feature, texts=len(concepts), components=components)
+    found = similarities(run.dump, run.maps, concepts, way, held, text=text, probe=probe)
+    return nearest(run.dump.manifest, found, count)
 
 
 def draw_grid(
-    run: Run, found: pd.DataFrame, path: str | Path, probe: str | Path | None = None
+    rows: Mapping[str, Sequence[Path]], path: str | Path, probe: str | Path | None = None
 ) -> None:
-    """The images found side by side as one PNG, the probe first."""
-    root = image_root(run.config, run.dataset)
-    files = ([] if probe is None else [Path(probe)]) + [root / name for name in found["path"]]
-    side, gap = 128, 6
-    sheet = Image.new("RGB", (len(files) * (side + gap) + gap, side + 2 * gap), "white")
-    for place, file in enumerate(files):
-        picture = read_image(file)
-        picture.thumbnail((side, side))
-        sheet.paste(picture, (gap + place * (side + gap), gap))
+    """The images found as one PNG: a row for each property, the probe first in each.
+
+    Parameters
+    ----------
+    rows
+        Title of each row to its image files, the best first.
+    path
+        PNG to write.
+    probe
+        Image that was asked by.
+    """
+    side, gap, title = 128, 6, 14
+    first = [] if probe is None else [Path(probe)]
+    files = {name: [*first, *found] for name, found in rows.items()}
+    width = max(map(len, files.values())) * (side + gap) + gap
+    height = side + 2 * gap + title
+    sheet = Image.new("RGB", (width, len(files) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for line, (name, found) in enumerate(files.items()):
+        pen.text((gap, line * height + gap // 2), name, fill="black")
+        for place, file in enumerate(found):
+            picture = read_image(file)
+            picture.thumbnail((side, side))
+            sheet.paste(picture, (gap + place * (side + gap), line * height + gap + title))
     with atomic_path(path) as beside:
         sheet.save(beside, format="PNG")
 

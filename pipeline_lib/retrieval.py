@@ -247,8 +247,8 @@ class _Search:
         probes: Int[np.ndarray, " q"],
     ) -> _Found:
         """One pass over images: products with texts, and cosines with the probes among them."""
-        asked = source.contributions(index[probes])
-        visit = Visit(image_sets, asked, held.values.mean(axis=0), len(index))
+        asked, centre = source.coordinates(index[probes]), held.values.mean(axis=0)
+        visit = Visit(image_sets, source.factors, asked, centre, len(index))
         return _Found(take_sums(source, index, self.texts, text_sets, self.maps, visit), visit)
 
     def choose(self, held: Held) -> tuple[dict[tuple[str, str], list[Way]], pd.DataFrame]:

@@ -61,11 +61,12 @@ def average_precisions(
 
     `ranks` holds all images; NaN for a query without a relevant image.
     """
-    hits = np.take_along_axis(relevant, ranks, axis=1)
-    at = hits.cumsum(axis=1) / np.arange(1, ranks.shape[1] + 1)
-    count = hits.sum(axis=1)
-    total = (at * hits).sum(axis=1)
-    return np.where(count > 0, total / np.maximum(1, count), np.nan)
+    found = np.full(len(ranks), np.nan)
+    for query, hits in enumerate(np.take_along_axis(relevant, ranks, axis=1)):
+        places = np.flatnonzero(hits)
+        if len(places):
+            found[query] = (np.arange(1, len(places) + 1) / (places + 1)).mean()
+    return found
 
 
 def interval(values: Float[np.ndarray, " q"], seed: int = 0) -> tuple[float, float]:

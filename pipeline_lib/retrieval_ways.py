@@ -13,17 +13,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 
 from pipeline_lib.errors import DataError, close_matches
-from pipeline_lib.mapped import mapped_representation, maps_on_coordinates
+from pipeline_lib.factors import Factors
+from pipeline_lib.mapped import each_mapped, mapped_representation
 from pipeline_lib.maps import Maps
-from pipeline_lib.passes import ContributionSource, read_both
+from pipeline_lib.passes import ContributionSource, read_pass
+from pipeline_lib.products import Products
 
 #: How components are ranked: by their score on the property, or by how far it exceeds their best
 #: score on another one.
 RANKINGS = ("score", "margin")
+
+#: Images whose sums of components are compared with the probes at once.
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -176,21 +180,26 @@ def take_sums(
         for f, some in keys.items()
         for one in some
     }
-    whole = _Whole(source, index, maps)
-    directions = torch.from_numpy(np.ascontiguousarray(texts.directions))
-    maps.check(count, texts.directions.shape[1])
-    for where, values, coordinates in read_both(source, index):
-        whole.add(where, values, coordinates)
+    maps.check(count, source.factors.width)
+    directions = Products.of(source.factors, texts.directions)
+    each = each_mapped(source, maps)
+    mapped = (
+        mapped_representation(source, index, maps)
+        if each is None
+        else np.empty((len(index), len(maps.bias)), dtype=np.float32)
+    )
+    for where, coordinates in read_pass(source, index):
+        if each is not None:
+            mapped[where] = each.total(coordinates) + maps.bias.numpy()
         if visit is not None:
-            visit.add(where, values)
-        data = torch.from_numpy(values).transpose(0, 1)
-        shares = torch.bmm(data, directions).numpy()  # [c, b, t]
+            visit.add(where, coordinates)
+        shares = directions.parts(coordinates)
         for feature, some in keys.items():
             part = shares[:, :, texts.columns[feature]]
             summed = member[feature] @ part.reshape(count, -1)
             for one, rows in zip(some, summed, strict=True):
                 products[feature, one][where] = rows.reshape(part.shape[1:])
-    return Sums(products, whole.mapped)
+    return Sums(products, mapped)
 
 
 class Visit:
@@ -200,10 +209,12 @@ class Visit:
     ----------
     sets
         Sets of components.
+    factors
+        Bases of the coordinates.
     probes
-        Contributions of the probe images.
+        Coordinates of the probe images.
     centre
-        Mean contributions over reference images: a component's constant part says nothing of an
+        Mean coordinates over reference images: a component's constant part says nothing of an
         image but would dominate the cosine.
     count
         Images searched.
@@ -212,31 +223,43 @@ class Visit:
     def __init__(
         self,
         sets: Sequence[tuple[int, ...]],
-        probes: Float[np.ndarray, "q c d"],
-        centre: Float[np.ndarray, "c d"],
+        factors: Factors,
+        probes: Float[np.ndarray, "q r"],
+        centre: Float[np.ndarray, " r"],
         count: int,
     ) -> None:
-        self._member = _membership(sets, len(centre))
-        self._centre = self._member @ centre
-        self._sets = list(sets)
-        self._asked = self._vectors(probes)
+        self._used = sorted(set().union(*sets))
+        self._member = _membership(sets, len(factors.ranks))[:, self._used]
+        self._sets, self._factors, self._centre = list(sets), factors, centre
+        self._asked = unit_rows(self._vectors(probes)) if sets else np.empty(0)
         self._found = np.empty((len(sets), len(probes), count), dtype=np.float32)
 
-    def add(self, where: slice, values: Float[np.ndarray, "b c d"]) -> None:
+    def add(self, where: slice, coordinates: Float[np.ndarray, "b r"]) -> None:
         """Compare the images at the places `where` with the probes."""
-        if self._sets:
-            self._found[:, :, where] = self._asked @ self._vectors(values).transpose(0, 2, 1)
+        if not self._sets:
+            return
+        for start in range(0, len(coordinates), _ROWS):
+            vectors = self._vectors(coordinates[start : start + _ROWS])
+            length = np.sqrt(np.einsum("sbd,sbd->sb", vectors, vectors))[:, None]
+            first = where.start + start
+            places = slice(first, first + vectors.shape[1])
+            products = self._asked @ vectors.transpose(0, 2, 1)
+            self._found[:, :, places] = products / np.where(length > 0, length, 1.0)
 
     def similarity(self, one: tuple[int, ...]) -> Float[np.ndarray, "q n"]:
         """Cosine of every probe with every image in one set."""
         return self._found[self._sets.index(one)]
 
-    def _vectors(self, values: Float[np.ndarray, "b c d"]) -> Float[np.ndarray, "s b d"]:
-        used = np.flatnonzero(self._member.any(axis=0))
-        few = np.ascontiguousarray(values[:, used].transpose(1, 0, 2))
-        summed = self._member[:, used] @ few.reshape(len(used), few.shape[1] * few.shape[2])
-        rows = summed.reshape(len(self._sets), *few.shape[1:])
-        return unit_rows(rows - self._centre[:, None])
+    def _vectors(self, coordinates: Float[np.ndarray, "b r"]) -> Float[np.ndarray, "s b d"]:
+        """Sum of the components of each set, less its mean."""
+        width, factors = self._factors.width, self._factors
+        parts = np.empty((len(self._used), len(coordinates), width), dtype=np.float32)
+        for part, component in zip(parts, self._used, strict=True):
+            columns, basis = factors.slices[component], factors.vectors[component]
+            beside = coordinates[:, columns] - self._centre[columns]
+            part[:] = beside if basis is None else beside @ basis
+        summed = self._member @ parts.reshape(len(parts), -1)
+        return summed.reshape(len(self._sets), len(coordinates), width)
 
 
 def contrast(
@@ -262,30 +285,3 @@ def _membership(sets: Sequence[tuple[int, ...]], count: int) -> Float[np.ndarray
     for row, chosen in enumerate(sets):
         member[row, list(chosen)] = 1.0
     return member
-
-
-class _Whole:
-    """The mapped representation of some images, without a pass where one map serves all."""
-
-    def __init__(
-        self, source: ContributionSource, index: Int[np.ndarray, " n"], maps: Maps
-    ) -> None:
-        self._maps = maps
-        self._each = maps.weights is not None and len(maps.weights) > 1
-        self._blocks = maps_on_coordinates(source, maps)
-        if self._each:
-            self.mapped = np.empty((len(index), len(maps.bias)), dtype=np.float32)
-        else:
-            self.mapped = mapped_representation(source, index, maps)
-
-    def add(
-        self,
-        where: slice,
-        values: Float[np.ndarray, "b c d"],
-        coordinates: Float[np.ndarray, "b r"] | None,
-    ) -> None:
-        if self._each and self._blocks is not None and coordinates is not None:
-            found = torch.from_numpy(coordinates) @ self._blocks + self._maps.bias
-            self.mapped[where] = found.numpy()
-        elif self._each:
-            self.mapped[where] = self._maps.apply_total(torch.from_numpy(values)).numpy()

@@ -22,6 +22,7 @@ from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.groups import Groups, group_accuracy, make_groups
 from pipeline_lib.maps import Maps
 from pipeline_lib.passes import ContributionSource, images_of_split, read_pass
+from pipeline_lib.products import Products
 from pipeline_lib.retrieval_ways import random_sets
 from pipeline_lib.scores import moments, score_components
 
@@ -284,12 +285,11 @@ def _trials(source: ContributionSource, splits: _Splits, asked: Asked) -> list[_
     ]
     probes = [fit_probe(z[draw], labels[draw].tolist()) for draw in draws]
     weight = np.concatenate([probe.weight for probe in probes])
-    names = tuple(f"{i}/{name}" for i, probe in enumerate(probes) for name in probe.classes)
-    together = LinearClassifier("probe", names, weight, np.zeros(len(names), np.float32))
+    together = Products.of(source.factors, weight.T)
     index = np.union1d(splits.select, splits.report)
-    shares = np.empty((len(source.components), len(index), len(names)), dtype=np.float32)
-    for where, values in read_pass(source, index):
-        shares[:, where] = together.project(values).transpose(1, 0, 2)
+    shares = np.empty((len(source.components), len(index), len(weight)), dtype=np.float32)
+    for where, coordinates in read_pass(source, index):
+        shares[:, where] = together.parts(coordinates)
     whole = source.representation(index)
     trials, first = [], 0
     train = splits.groups[splits.train].tolist()

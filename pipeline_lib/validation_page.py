@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from pipeline_lib.bars import bars_section
 from pipeline_lib.validation import CONFIRMING, DECILE, SCORES
 
 #: Factors that name what is in a picture; the others name where, how large and how many.
 MAIN = ("colour", "shape", "texture", "scene")
+#: Tables of applications that have bars.
+APPLICATIONS = ("retrieval", "segmentation", "segmentation_images", "spurious_summary")
 _SCORE_NAMES = ("score", "score, published form", "variance explained", "dealt at random")
 
 
@@ -23,7 +26,8 @@ def validation_page(tables: Mapping[str, pd.DataFrame], made: Mapping[str, str])
     Parameters
     ----------
     tables
-        Tables confirmed, validation, truth, map_metrics, labels and reconstruction of all models.
+        Tables confirmed, validation, truth, map_metrics, labels and reconstruction of all models;
+        those of `APPLICATIONS` that the run has.
     made
         Command, date, machine, and name of the run.
     """
@@ -46,6 +50,7 @@ def validation_page(tables: Mapping[str, pd.DataFrame], made: Mapping[str, str])
         _maps(tables["map_metrics"]),
         _labels(tables["labels"]),
         _reconstruction(tables["reconstruction"]),
+        bars_section({name: tables[name] for name in APPLICATIONS if name in tables}, _table),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

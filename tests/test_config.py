@@ -136,6 +136,10 @@ def test_every_problem_is_reported_at_once_with_its_place() -> None:
         ({"concepts": "nowhere.yaml"}, "concepts: nowhere.yaml cannot be read"),
         ({"paths": {"photos": "x"}, "templates": "${photo}/a"}, "did you mean photos"),
         ({"applications__heatmaps": {"dataset": "world", "directions": "lable"}}, "mean label?"),
+        (
+            {"applications__retrieval": {"dataset": "world", "probes": ["my.png"]}},
+            "applications.retrieval.probes.0: my.png does not exist",
+        ),
     ],
 )
 def test_each_mistake_is_named(change: dict[str, Any], message: str) -> None:

@@ -18,7 +18,7 @@ LAYERS = (
     {"errors", "provenance", "artifacts", "artifact_reference", "config", "config_reference"},
     {
         "_torchvision", "containers", "images", "progress", "device", "gpu_claim", "text_pool",
-        "coordinates",
+        "coordinates", "factors",
     },
     {
         "decomposition", "maps", "map_problem", "map_ridge", "map_fits", "scores", "streamed",
@@ -27,10 +27,10 @@ LAYERS = (
         "passes", "classify", "ablation", "ablation_plan", "retrieval", "heatmaps", "segmentation",
         "segmentation_counts", "baseline_maps", "token_recipes", "retrieval_metrics",
         "retrieval_truth", "groups", "repair", "class_token", "mapped", "retrieval_ways", "codes",
-        "spurious",
+        "spurious", "products", "search", "bars",
     },
     {
-        "models", "listing", "manifest", "factors", "store_layout", "store", "dumps", "labelled",
+        "models", "listing", "manifest", "store_layout", "store", "dumps", "labelled",
         "features", "image_features", "encoder", "contributions", "estimate", "mirror", "world",
         "training",
     },

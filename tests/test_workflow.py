@@ -100,6 +100,27 @@ def test_a_plot_setting_runs_the_report_only(tiny: Path, config: Any) -> None:
     assert rules_of(plan(tiny)) == {"report"}
 
 
+def test_probes_of_ones_own_run_alone_and_get_a_grid(tiny: Path, config: Any) -> None:
+    results = tiny / "results" / "test"
+    probe = next((results / "world/world/images").glob("*.png"))
+    config("applications.retrieval.probes", [str(probe)])
+    assert rules_of(plan(tiny)) == {"probes", "report"}
+    table = results / "applications/retrieval/deit/world.probes.parquet"
+    done = snakemake(tiny, str(table.relative_to(tiny)))
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = read_table("retrieval_probes", table)
+    assert set(found["feature"]) == {"shape", "colour"}
+    first = found[found["rank"] == 0]
+    assert (first["path"] == f"images/{probe.name}").all()  # it is an image of the data set
+    assert (table.parent / found["file"].iloc[0]).stat().st_size > 1000
+    wrong = tiny / "wrong.png"
+    wrong.write_text("no picture")
+    config("applications.retrieval.probes", [str(wrong)])
+    done = snakemake(tiny, str(table.relative_to(tiny)))
+    assert done.returncode and "wrong.png: is no image" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_how_fast_to_compute_is_no_reason_to_compute_again(tiny: Path, config: Any) -> None:
     config("contributions.batch_size", 7)
     assert not rules_of(plan(tiny)) & DUMPS

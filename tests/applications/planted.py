@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from pipeline_lib.factors import Factors
+
 SHAPES = ("circle", "square", "star")
 COLOURS = ("red", "green", "blue", "white")
 SCENES = ("water", "land")
@@ -27,10 +29,17 @@ class ArrayDump:
     def n(self) -> int:
         return len(self.values)
 
+    @property
+    def factors(self) -> Factors:
+        return Factors.whole(*self.values.shape[1:])
+
+    def coordinates(self, index: np.ndarray) -> np.ndarray:
+        self.largest_batch = max(self.largest_batch, len(index))
+        return self.values[np.asarray(index)].reshape(len(index), -1)
+
     def contributions(
         self, index: np.ndarray, components: Sequence[int] | None = None
     ) -> np.ndarray:
-        self.largest_batch = max(self.largest_batch, len(index))
         rows = self.values[np.asarray(index)]
         return rows if components is None else rows[:, list(components)]
 
@@ -90,6 +99,7 @@ def planted_dump(
     manifest = pd.DataFrame(
         {
             "image_id": [f"images/{i:05d}.png" for i in range(n)],
+            "path": [f"images/{i:05d}.png" for i in range(n)],
             "split": np.where(
                 np.arange(n) % 4 == 3, "val", np.where(np.arange(n) % 4, "train", "test")
             ),

@@ -100,9 +100,9 @@ def test_the_carrier_has_the_largest_effect_on_the_reference_images(
 
 def test_tasks_share_one_pass_and_one_too_large_takes_a_second(dump: ArrayDump) -> None:
     reads: list[int] = []
-    read = dump.contributions
-    dump.contributions = lambda index, components=None: (  # type: ignore[method-assign]
-        reads.extend(index.tolist()) or read(index, components)
+    read = dump.coordinates
+    dump.coordinates = lambda index: (  # type: ignore[method-assign]
+        reads.extend(index.tolist()) or read(index)
     )
     names = ["shape", "scene", "colour"]
     once = ablation_table(dump, names)

@@ -19,7 +19,9 @@ from pipeline_lib.config import load_config
 from pipeline_lib.errors import ConfigError, DataError, ModelError
 from pipeline_lib.maps import identity_maps
 from pipeline_lib.models import load_model
-from pipeline_lib.questions import Run, describe, direction_of, draw_grid, find
+from pipeline_lib.questions import Run, contributions_of, describe, direction_of, draw_grid, find
+from pipeline_lib.retrieval_ways import rank_components
+from pipeline_lib.search import COMPONENTS, alike, way_to_search
 
 ROOT = Path(__file__).parents[2]
 VERBS = ("models", "inspect", "retrieve", "heatmap", "describe")
@@ -153,6 +155,9 @@ class PlantedRun(Run):
     def scores(self) -> pd.DataFrame:
         return planted_scores(self.dump.components, CARRIERS)
 
+    def choices(self) -> pd.DataFrame | None:
+        return None
+
     def contributions_of(self, image: str | Path) -> np.ndarray:
         return self.dump.contributions(np.array([int(str(image))]))
 
@@ -167,7 +172,6 @@ def planted(dump: ArrayDump, monkeypatch: pytest.MonkeyPatch) -> PlantedRun:
         for value in values
         for use in ("concept", "pool")
     ]
-    dump.manifest["path"] = dump.manifest["image_id"]
     config = load_config("config/demo.yaml")
     return PlantedRun(config, "deit", "world", dump, identity_maps(WIDTH), pd.DataFrame(rows))
 
@@ -197,15 +201,54 @@ def test_an_image_is_described_by_what_it_shows(planted: PlantedRun) -> None:
         assert carriers.startswith(CARRIERS[feature])
 
 
-def test_a_grid_shows_the_probe_and_the_images_found(
-    planted: PlantedRun, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline_lib.questions.image_root", lambda config, dataset: tmp_path)
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (30, 20), "red").save(tmp_path / name)
-    found = pd.DataFrame({"path": ["a.png", "b.png"]})
-    draw_grid(planted, found, tmp_path / "grid.png", picture)
-    assert Image.open(tmp_path / "grid.png").size == (3 * 134 + 6, 140)
+def test_a_grid_shows_the_probe_and_the_images_found(picture: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file in files:
+        Image.new("RGB", (30, 20), "red").save(file)
+    draw_grid({"colour": files, "shape": files}, tmp_path / "grid.png", picture)
+    grid = Image.open(tmp_path / "grid.png")
+    assert grid.size == (3 * 134 + 6, 2 * 154)
+    probe = Image.open(picture)
+    assert grid.getpixel((6, 20)) == probe.getpixel((0, 0)) == grid.getpixel((6, 154 + 20))
+    assert grid.getpixel((6 + 134, 20)) == (255, 0, 0)
+
+
+def test_the_way_that_the_run_has_chosen_is_taken(planted: PlantedRun) -> None:
+    scores = planted.scores()
+    row = {"query": "image", "feature": "shape", "way": "sum", "by": "margin", "components": 2}
+    choices = pd.DataFrame([row | {"chosen": True}, row | {"components": 4, "chosen": False}])
+    way = way_to_search(scores, choices, "image", "shape", texts=3)
+    assert (way.kind, way.by, len(way.components)) == ("sum", "margin", 2)
+    assert way.components[0] == rank_components(scores, "shape")[0]
+    usual = way_to_search(scores, choices, "text", "shape", texts=3)
+    assert (usual.kind, usual.by, len(usual.components)) == ("subspace", "score", COMPONENTS)
+    asked = way_to_search(scores, choices, "image", "shape", texts=1, components=3)
+    assert (asked.kind, len(asked.components)) == ("sum", 3)
+
+
+@pytest.mark.parametrize("kind", ["sum", "subspace"])
+def test_a_probe_finds_itself_and_images_like_it(dump: ArrayDump, kind: str) -> None:
+    directions, values = value_directions(), dump.manifest["shape"]
+    rows = {"use": "concept", "feature": "shape", "text": SHAPES}
+    texts = pd.DataFrame(rows).assign(embedding=[directions[value] for value in SHAPES])
+    choice = {"query": "image", "feature": "shape", "way": kind, "by": "score", "components": 1}
+    scores = planted_scores(dump.components, {"shape": CARRIERS["shape"]})
+    found = alike(
+        dump, identity_maps(WIDTH), texts, scores, pd.DataFrame([choice | {"chosen": True}]),
+        dump.values[7], components=None, count=9, seed=0,
+    )  # fmt: skip
+    assert found["image_id"].iloc[0] == dump.manifest["image_id"].iloc[7]
+    shown = dump.manifest.set_index("image_id").loc[found["image_id"], "shape"]
+    assert (shown == values.iloc[7]).all()
+    assert set(found["way"]) == {kind} and found["rank"].tolist() == list(range(9))
+
+
+def test_a_probe_that_cannot_be_read_is_refused(tmp_path: Path, dump: ArrayDump) -> None:
+    wrong = tmp_path / "wrong.png"
+    wrong.write_text("no picture")
+    settings = load_config(ROOT / "config/demo.yaml", check_files=False).contributions
+    with pytest.raises(DataError, match=r"wrong.png: is no image"):
+        contributions_of(load_model(DEIT), wrong, settings, dump)
 
 
 def test_runs_that_lack_what_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

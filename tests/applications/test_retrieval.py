@@ -150,10 +150,11 @@ def test_sums_are_those_of_mapped_inner_products(dump: ArrayDump) -> None:
 def test_cosines_by_hand_and_the_probe_finds_itself_first(dump: ArrayDump) -> None:
     index, chosen = split_of(dump, "test"), (2, 4)
     centre = dump.values.mean(axis=0)
-    visit = Visit([(1,), chosen], dump.values[index[:5]], centre, len(index))
+    probes = dump.coordinates(index[:5])
+    visit = Visit([(1,), chosen], dump.factors, probes, centre.ravel(), len(index))
     for start in range(0, len(index), 7):
         part = slice(start, min(start + 7, len(index)))
-        visit.add(part, dump.values[index[part]])
+        visit.add(part, dump.coordinates(index[part]))
     rows = (dump.values[index] - centre)[:, chosen].sum(axis=1)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     found = visit.similarity(chosen)

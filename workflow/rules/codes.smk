@@ -28,4 +28,4 @@ rule codes:
 def all_applications():
     """The first table of every application, of every model."""
     names = type(CONFIG.applications).model_fields
-    return [path for name in names for path in application_tables(name)]
+    return [path for name in names for path in application_tables(name)] + all_probes()

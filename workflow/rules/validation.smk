@@ -45,7 +45,16 @@ def page_tables():
         "confirmed": [f"{RESULTS}/validation/{dataset}.confirmed.parquet"],
         "map_metrics": all_maps(),
         **{kind: score_tables(kind, dataset) for kind in ("truth", "labels", "reconstruction")},
+        "retrieval": application_tables("retrieval"),
+        "segmentation": application_tables("segmentation"),
+        "segmentation_images": beside_tables("segmentation", "images"),
+        "spurious_summary": beside_tables("spurious", "summary"),
     }
+
+
+def beside_tables(name, kind):
+    """One of the other tables of an application, of every model."""
+    return [path.replace(".parquet", f".{kind}.parquet") for path in application_tables(name)]
 
 
 rule validation_page:

@@ -15,6 +15,7 @@ with job(snakemake) as config:
     tables = {
         name: pd.concat([read_table(name, path) for path in paths], ignore_index=True)
         for name, paths in snakemake.params.tables.items()
+        if paths
     }
     made = {
         "command": "snakemake validation_page",
