@@ -37,7 +37,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "validation": 4,
     "comparison": 1,
     "ablation": 3,
-    "retrieval": 2,
+    "retrieval": 3,
     "heatmaps": 1,
     "segmentation": 3,
     "spurious": 2,
@@ -401,7 +401,7 @@ _TABLES = (
         (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
-            Column("query", "string", "text or image"),
+            Column("query", "string", "text, image, or phrase (two texts, one of them asked)"),
             Column("feature", "string", "asked property"),
             Column("measured", "string", "property on which precision is measured"),
             Column(

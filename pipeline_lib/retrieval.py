@@ -1,7 +1,8 @@
 """Retrieval by one property: images ranked by the components that carry it, and how well.
 
 By text, the mapped contributions of a feature's components are compared with the text; by image,
-their contributions with those of a probe image. Ways to compare, and which components are used, are
+their contributions with those of a probe image; by phrase, with a text that names another property
+too. Ways to compare, and which components are used, are
 in `retrieval_ways`, what is right in `retrieval_truth`, what is counted in `retrieval_metrics`;
 here a way is chosen for each feature on images to choose on, and all methods are measured on the
 images searched.
@@ -176,7 +177,8 @@ def retrieve(
         views.by_image(manifest, probes, relevant, whole, compared),
     ]
     metrics, examples = (pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))
-    return Retrieved(metrics, examples, choices)
+    phrases = views.by_phrase(manifest, known, compared)
+    return Retrieved(pd.concat([metrics, phrases], ignore_index=True), examples, choices)
 
 
 @dataclass(frozen=True)
@@ -445,6 +447,71 @@ class _Views:
     def _subspace(self, wanted: Float[np.ndarray, "t e"]) -> Float[np.ndarray, "n t"]:
         """The whole representation in a feature's subspace, as unit vectors."""
         return contrast(self.found.sums.mapped @ wanted.T, self.usual.sums.mapped @ wanted.T)
+
+    def by_phrase(
+        self, manifest: pd.DataFrame, known: Sequence[str], clip: Clip | None
+    ) -> pd.DataFrame:
+        """Rows of table `retrieval` for phrases that name two properties, of which one is asked.
+
+        A phrase is the sum of two texts as unit vectors, one of the property asked for and one of
+        another; pairs are drawn at random. The components are those chosen for queries by text;
+        phrase and images are compared along the texts of the property asked for.
+        """
+        search, metrics = self.search, []
+        relevant, _ = search.truth(manifest)
+        rows_of = {
+            name: rows[relevant[rows].any(axis=1)] for name, rows in search.texts.columns.items()
+        }
+        rng = np.random.default_rng(search.asked.seed)
+        # Two texts differ in one direction: along it all images of one side are equally near.
+        for feature in [name for name in known if len(search.texts.columns[name]) > 2]:
+            others = [name for name in known if name != feature]
+            pairs = [(a, b) for a in rows_of[feature] for name in others for b in rows_of[name]]
+            if not pairs:
+                continue
+            first, second = np.array(rng.permutation(pairs)[: search.asked.queries]).T
+            within = {name: np.isin(second, rows_of[name]) for name in others}
+            measured = [(feature, np.ones(len(first), dtype=bool), relevant[first])]
+            measured += [(n, part, relevant[second[part]]) for n, part in within.items()]
+            methods = self._phrase_methods(feature, first, second, clip)
+            for name, part, truth in [one for one in measured if one[1].any()]:
+                key, ks = ("phrase", feature, name), search.asked.ks
+                for method, found in methods.items():
+                    of = found if name == feature else found.take(part)
+                    metrics += metric_rows((*key, method), of, truth, ks)
+                metrics += chance_rows(key, truth, ks)
+        return pd.DataFrame(metrics)
+
+    def _phrase_methods(
+        self,
+        feature: str,
+        first: Int[np.ndarray, " q"],
+        second: Int[np.ndarray, " q"],
+        clip: Clip | None,
+    ) -> dict[str, Found]:
+        texts = unit_rows(self.search.vectors)
+        phrases = unit_rows(texts[first] + texts[second])
+        own = self.search.vectors[self.search.texts.columns[feature]]
+        asked = contrast(phrases @ own.T, own @ own.T)
+        methods = {
+            method: Found(
+                [asked @ self._along(feature, way).T for way in some], len(some[0].components)
+            )
+            for method, some in self.plan.text[feature].items()
+            if method != "published"
+        }
+        methods["representation"] = Found([phrases @ unit_rows(self.found.sums.mapped).T])
+        methods["subspace"] = Found([asked @ self._subspace(own).T])
+        if clip is not None:
+            theirs = unit_rows(clip.texts)
+            phrases = unit_rows(theirs[first] + theirs[second])
+            methods["clip"] = Found([phrases @ unit_rows(clip.images).T])
+        return methods
+
+    def _along(self, feature: str, way: Way) -> Float[np.ndarray, "n t"]:
+        """What the components of a way say along the texts of a feature."""
+        key = (feature, way.components)
+        return contrast(self.found.sums.products[key], self.usual.sums.products[key])
 
     def by_image(
         self,

@@ -15,6 +15,7 @@ from running import ROOT, changed, plan, rules_of, snakemake, write_config
 
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.dumps import open_dump, open_features
+from pipeline_lib.maps import load_maps
 
 TINY = yaml.safe_load((ROOT / "config" / "test.yaml").read_text("utf-8"))
 DUMPS = {"contributions", "contributions_store", "image_features", "image_features_store"}
@@ -100,25 +101,49 @@ def test_a_plot_setting_runs_the_report_only(tiny: Path, config: Any) -> None:
     assert rules_of(plan(tiny)) == {"report"}
 
 
-def test_probes_of_ones_own_run_alone_and_get_a_grid(tiny: Path, config: Any) -> None:
-    results = tiny / "results" / "test"
-    probe = next((results / "world/world/images").glob("*.png"))
-    config("applications.retrieval.probes", [str(probe)])
-    assert rules_of(plan(tiny)) == {"probes", "report"}
-    table = results / "applications/retrieval/deit/world.probes.parquet"
-    done = snakemake(tiny, str(table.relative_to(tiny)))
+@pytest.fixture
+def copied(tiny: Path, tmp_path: Path) -> Path:
+    """The tiny run in a folder of its own, to run more in."""
+    return Path(shutil.copytree(tiny, tmp_path / "copied", copy_function=shutil.copy2))
+
+
+def test_probes_of_ones_own_run_alone_and_get_a_grid(copied: Path) -> None:
+    results = copied / "results" / "test"
+    probe = sorted((results / "world/world/images").glob("*.png"))[0]
+    write_config(copied, changed(TINY, "applications.retrieval.probes", [str(probe)]))
+    assert rules_of(plan(copied)) == {"probes", "report"}
+    target = "results/test/applications/retrieval/deit/world.probes.parquet"
+    done = snakemake(copied, target)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = read_table("retrieval_probes", table)
+    found = read_table("retrieval_probes", copied / target)
     assert set(found["feature"]) == {"shape", "colour"}
     first = found[found["rank"] == 0]
     assert (first["path"] == f"images/{probe.name}").all()  # it is an image of the data set
-    assert (table.parent / found["file"].iloc[0]).stat().st_size > 1000
-    wrong = tiny / "wrong.png"
+    picture = (copied / target).parent / found["file"].iloc[0]
+    assert picture.stat().st_size > 1000
+    wrong = copied / "wrong.png"
     wrong.write_text("no picture")
-    config("applications.retrieval.probes", [str(wrong)])
-    done = snakemake(tiny, str(table.relative_to(tiny)))
+    write_config(copied, changed(TINY, "applications.retrieval.probes", [str(wrong)]))
+    done = snakemake(copied, target)
     assert done.returncode and "wrong.png: is no image" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_maps_that_were_shipped_are_taken_as_they_are(copied: Path) -> None:
+    results, shipped = copied / "results" / "test", copied / "shipped"
+    shutil.copytree(results / "maps", shipped)
+    write_config(copied, changed(TINY, "maps.given", str(shipped)))
+    assert plan(copied)["maps", "deit"] == 1
+    done = snakemake(copied, "results/test/maps/deit.safetensors")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("weights", "bias"):
+        own, given = (
+            getattr(load_maps(folder / "deit.safetensors"), name)
+            for folder in (results / "maps", shipped)
+        )
+        np.testing.assert_array_equal(own.numpy(), given.numpy())
+    metrics = read_table("map_metrics", results / "maps" / "deit.metrics.parquet")
+    assert metrics["chosen"].any()
 
 
 def test_how_fast_to_compute_is_no_reason_to_compute_again(tiny: Path, config: Any) -> None:

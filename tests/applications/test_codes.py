@@ -14,6 +14,7 @@ from pipeline_lib.errors import DataError
 from pipeline_lib.factors import Factors
 from pipeline_lib.mapped import mapped_representation
 from pipeline_lib.maps import Maps, identity_maps
+from pipeline_lib.passes import Held
 
 CARRIERS = {
     "shape": "blocks.2.attn/head1",
@@ -103,12 +104,15 @@ def test_coordinates_give_the_same_representation_as_contributions(dump: ArrayDu
     by_hand = np.einsum("ncd,cde->ne", dump.values[index], maps.weights.numpy()) + 1
     np.testing.assert_allclose(plain, by_hand, rtol=1e-3, atol=1e-3)
     ranks = tuple(5 if c == 2 else WIDTH for c in range(count))
-    dump.factors = Factors(ranks, WIDTH, basis)  # type: ignore[attr-defined]
-    dump.coordinates = lambda at: np.concatenate(  # type: ignore[attr-defined]
-        [dump.values[at, c] @ basis.T if c == 2 else dump.values[at, c] for c in range(count)], 1
-    )
-    factored = mapped_representation(dump, index, maps)
-    np.testing.assert_allclose(factored, by_hand, rtol=1e-3, atol=1e-3)
+    coordinates = [
+        dump.values[:, c] @ basis.T if c == 2 else dump.values[:, c] for c in range(count)
+    ]
+    held = Held(
+        np.concatenate(coordinates, axis=1), dump.values.sum(axis=1),
+        Factors(ranks, WIDTH, basis), dump.components, dump.manifest,
+    )  # fmt: skip
+    np.testing.assert_allclose(held.contributions(index), dump.values[index], atol=1e-4)
+    np.testing.assert_allclose(mapped_representation(held, index, maps), plain, atol=1e-3)
 
 
 def test_no_pool_and_no_image() -> None:

@@ -189,6 +189,27 @@ def test_carriers_find_their_property_and_follow_no_other(dump: ArrayDump, asked
     assert (table[table["query"] == "image"]["queries"] == 20).all()
 
 
+def test_a_phrase_is_followed_in_the_property_asked_for_alone(dump: ArrayDump) -> None:
+    table = found_in(dump, replace(CHOSEN, ks=(10,), queries=30)).table
+    phrases = table[table["query"] == "phrase"]
+    wide = {name for name, values in VALUES.items() if len(values) > 2}
+    assert set(phrases["feature"]) == wide == {"shape", "colour"}
+    for feature in wide:
+        of = {"query": "phrase", "feature": feature, "k": 10}
+        found = precision(table, measured=feature, method="components", **of)
+        assert 0.95 < found > precision(table, measured=feature, method="representation", **of)
+        for other in set(VALUES) - {feature}:
+            leak = precision(table, measured=other, method="components", **of)
+            assert leak < precision(table, measured=other, method="representation", **of)
+            assert leak < precision(table, measured=other, method="chance", **of) + 0.15
+    counts = phrases.groupby(["feature", "measured"])["queries"].first()
+    for feature in wide:
+        values = VALUES[feature]
+        others = [counts[feature, name] for name in set(VALUES) - {feature}]
+        pairs = len(values) * sum(len(VALUES[name]) for name in set(VALUES) - {feature})
+        assert counts[feature, feature] == sum(others) == min(30, pairs)
+
+
 def test_ways_are_chosen_on_other_images_and_all_are_recorded(dump: ArrayDump) -> None:
     found = found_in(dump, CHOSEN)
     choices = found.choices

@@ -82,7 +82,7 @@ def test_retrieval_is_met_by_ten_points_and_no_less() -> None:
 def test_a_ceiling_is_said() -> None:
     row = retrieval_bars(retrieval(0.02, whole=0.97))[0]
     assert row[2] == "**no**"
-    assert "at least 97.0%, so that no more than +3.0 points are possible" in str(row[1])
+    assert "at least 97.0%, so that no more than 3.0 points are possible" in str(row[1])
 
 
 def test_segmentation_and_mass() -> None:
