@@ -92,7 +92,7 @@ def test_segmentation_and_mass() -> None:
     assert [row[2] for row in missed] == ["**no**", "**no**"]
     assert "3 of 4 (a, b, c); from -10.0 points to +10.0 points" in str(missed[0][1])
     ratio = mass_ratios(images(2.5)).loc["a"]
-    assert ratio["ratio"] == pytest.approx(2.5) == ratio["low"] == ratio["high"]
+    assert ratio[["ratio", "low", "high"]].tolist() == pytest.approx([2.5] * 3)
 
 
 def test_the_cue_must_go_and_random_components_must_not_do_it() -> None:
@@ -115,5 +115,5 @@ def test_the_section_has_every_model_and_is_empty_without_applications() -> None
     }
     page = bars_section(tables, write)
     assert page.startswith("## Applications: the bars")
-    assert [len(rows) for rows in written] == [8, 16, 16, 16, 4, 4]
+    assert [len(rows) for rows in written] == [16, 16, 16, 4, 4, 8]
     assert bars_section({}, write) == "" == bars_section({"retrieval": pd.DataFrame()}, write)
