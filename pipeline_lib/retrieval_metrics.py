@@ -53,9 +53,10 @@ def _descending(values: Float[np.ndarray, "q n"]) -> Int[np.ndarray, "q n"]:
     A stable sort takes several times longer, so only rows with equal values get one.
     """
     order = np.argsort(-values, axis=1)
-    ordered = np.take_along_axis(values, order, axis=1)
-    tied = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-    order[tied] = np.argsort(-values[tied], axis=1, kind="stable")
+    for row, places in zip(values, order, strict=True):
+        ordered = row.take(places)
+        if (ordered[1:] == ordered[:-1]).any():
+            places[:] = np.argsort(-row, kind="stable")
     return order
 
 
@@ -74,8 +75,8 @@ def average_precisions(
     `ranks` holds all images; NaN for a query without a relevant image.
     """
     found = np.full(len(ranks), np.nan)
-    for query, hits in enumerate(np.take_along_axis(relevant, ranks, axis=1)):
-        places = np.flatnonzero(hits)
+    for query, order in enumerate(ranks):
+        places = np.flatnonzero(relevant[query].take(order))
         if len(places):
             found[query] = (np.arange(1, len(places) + 1) / (places + 1)).mean()
     return found

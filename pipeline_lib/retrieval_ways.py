@@ -27,7 +27,7 @@ from pipeline_lib.products import Products
 RANKINGS = ("score", "margin")
 
 #: Images whose sums of components are compared with the probes at once.
-_ROWS = 256
+_ROWS = 64
 
 
 @dataclass(frozen=True)

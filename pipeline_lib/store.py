@@ -312,7 +312,8 @@ class Store:
         values = np.empty((len(rows), *tail), dtype=np.float32)
         for where, start, stop in _blocks(rows, array.chunks[0], self.shard_size):
             block = self._read_block(name, start, stop, second)
-            values[where] = block[rows[where] - start]
+            inside = rows[where] - start
+            values[where] = block if np.array_equal(inside, range(len(block))) else block[inside]
         self._check_finite(name, rows, values)
         return values
 

@@ -80,14 +80,16 @@ def _confirmed(table: pd.DataFrame) -> str:
         "For each known factor the component with the highest score, its value in the truths and "
         "its place in them among the components that vary. Confirmed: in decodability and in "
         f"ablation loss, fewer than {1 - DECILE:.0%} of the components are above it, and the "
-        f"median component is below it. Of colour, shape, texture and scene {alone}.\n\n"
+        f"median component is below it. Of colour, shape, texture and scene {alone}. Aimed at: "
+        "all four in CLIP and in three other models.\n\n"
         "A second criterion, *jointly*, was added after that count was known: where several "
         "components carry a factor, ablating one of them alone costs nothing, so that loss tells "
         "nothing apart; *joint loss* is what its ablation costs on average when random halves of "
         f"the others are ablated with it. By decodability and joint loss {joint}. *Candidates* are "
         "the components that both of these place in the top decile: where there is none, the "
         "factor has no single carrier, and no "
-        f"score could be confirmed; there is one in {possible} of {len(main)}.\n\n"
+        f"score could be confirmed; there is one in {possible} of {len(main)}. `docs/scores.md` "
+        "holds other scores against these and other losses, and says which were tried.\n\n"
     )
     head = ["model", "factor", "first component", "score", "decodability", "ablation loss"]
     return text + _table([*head, "joint loss", "candidates", "confirmed", "jointly"], rows)
