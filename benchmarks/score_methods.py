@@ -285,9 +285,12 @@ def as_markdown(table: pd.DataFrame) -> str:
             cells.append(f"{int(row[name])} ({whole or 'none'})")
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     default, possible = (sums.loc[name].astype(int) for name in ("share", POSSIBLE))
-    pairs = [f"{a} of {b} by {c.split(' by ')[1]}" for a, b, c in zip(default, possible, counts)]
+    pairs = [
+        f"{a} of {b} by {c.split(' by ')[1].replace('_', ' ')}"
+        for a, b, c in zip(default, possible, counts)
+    ]
     lines += ["", f"Of those that are possible the default confirms {', '.join(pairs)}."]
-    return "\n".join(lines).replace("_loss", " loss")
+    return "\n".join(lines)
 
 
 def page(table: pd.DataFrame, command: str) -> str:

@@ -293,6 +293,19 @@ def ablation_table(
     return ablation_curves(source, [make_task(source, t, *options) for t in targets], seed=seed)
 
 
+def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the ends of a 95 % interval of each accuracy over images, `low` and `high`.
+
+    Notes
+    -----
+    Wilson 1927: the score interval of a share of `n` images.
+    """
+    share, n, z = table["accuracy"], table["n"], 1.959964
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return table.assign(low=(middle - half).clip(lower=0), high=(middle + half).clip(upper=1))
+
+
 def make_task(
     source: ContributionSource,
     target: str,

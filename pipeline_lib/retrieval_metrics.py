@@ -50,13 +50,16 @@ def ranking(
 def _descending(values: Float[np.ndarray, "q n"]) -> Int[np.ndarray, "q n"]:
     """Positions from the largest value to the smallest, equal ones in their order.
 
-    A stable sort takes several times longer, so only rows with equal values get one.
+    A stable sort takes several times longer; so equal values are put in order afterwards.
     """
     order = np.argsort(-values, axis=1)
     for row, places in zip(values, order, strict=True):
         ordered = row.take(places)
-        if (ordered[1:] == ordered[:-1]).any():
-            places[:] = np.argsort(-row, kind="stable")
+        equal = np.flatnonzero(ordered[1:] == ordered[:-1])
+        starts = equal[np.diff(equal, prepend=-2) > 1]
+        stops = equal[np.diff(equal, append=len(row) + 1) > 1] + 2
+        for start, stop in zip(starts, stops, strict=True):
+            places[start:stop].sort()
     return order
 
 

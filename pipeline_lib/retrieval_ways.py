@@ -26,9 +26,6 @@ from pipeline_lib.products import Products
 #: score on another one.
 RANKINGS = ("score", "margin")
 
-#: Images whose sums of components are compared with the probes at once.
-_ROWS = 64
-
 
 @dataclass(frozen=True)
 class Way:
@@ -228,38 +225,41 @@ class Visit:
         centre: Float[np.ndarray, " r"],
         count: int,
     ) -> None:
-        self._used = sorted(set().union(*sets))
-        self._member = _membership(sets, len(factors.ranks))[:, self._used]
         self._sets, self._factors, self._centre = list(sets), factors, centre
-        self._asked = unit_rows(self._vectors(probes)) if sets else np.empty(0)
+        self._asked = [unit_rows(self._sum(one, probes)) for one in self._sets]
         self._found = np.empty((len(sets), len(probes), count), dtype=np.float32)
 
     def add(self, where: slice, coordinates: Float[np.ndarray, "b r"]) -> None:
         """Compare the images at the places `where` with the probes."""
-        if not self._sets:
-            return
-        for start in range(0, len(coordinates), _ROWS):
-            vectors = self._vectors(coordinates[start : start + _ROWS])
-            length = np.sqrt(np.einsum("sbd,sbd->sb", vectors, vectors))[:, None]
-            first = where.start + start
-            places = slice(first, first + vectors.shape[1])
-            products = self._asked @ vectors.transpose(0, 2, 1)
-            self._found[:, :, places] = products / np.where(length > 0, length, 1.0)
+        for one, asked, found in zip(self._sets, self._asked, self._found, strict=True):
+            rows = self._sum(one, coordinates)
+            length = np.sqrt(np.einsum("bd,bd->b", rows, rows))
+            found[:, where] = asked @ rows.T / np.where(length > 0, length, 1.0)
 
     def similarity(self, one: tuple[int, ...]) -> Float[np.ndarray, "q n"]:
         """Cosine of every probe with every image in one set."""
         return self._found[self._sets.index(one)]
 
-    def _vectors(self, coordinates: Float[np.ndarray, "b r"]) -> Float[np.ndarray, "s b d"]:
-        """Sum of the components of each set, less its mean."""
-        width, factors = self._factors.width, self._factors
-        parts = np.empty((len(self._used), len(coordinates), width), dtype=np.float32)
-        for part, component in zip(parts, self._used, strict=True):
-            columns, basis = factors.slices[component], factors.vectors[component]
-            beside = coordinates[:, columns] - self._centre[columns]
-            part[:] = beside if basis is None else beside @ basis
-        summed = self._member @ parts.reshape(len(parts), -1)
-        return summed.reshape(len(self._sets), len(coordinates), width)
+    def _sum(
+        self, one: tuple[int, ...], coordinates: Float[np.ndarray, "b r"]
+    ) -> Float[np.ndarray, "b d"]:
+        """Sum of the components of a set, less its mean."""
+        columns = self._factors.columns_of(one)
+        beside, start = coordinates[:, columns] - self._centre[columns], 0
+        rows = np.zeros((len(beside), self._factors.width), dtype=np.float32)
+        factored, bases = [], []
+        for component in one:
+            rank, basis = self._factors.ranks[component], self._factors.vectors[component]
+            part = beside[:, start : start + rank]
+            start += rank
+            if basis is None:
+                rows += part
+            else:
+                factored.append(part)
+                bases.append(basis)
+        if bases:  # one product of all is several times faster than one of each
+            rows += np.concatenate(factored, axis=1) @ np.concatenate(bases)
+        return rows
 
 
 def contrast(

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from planted import SHAPES, ArrayDump, planted_dump, value_directions
+from scipy.stats import binomtest
 
 import pipeline_lib.passes as passes
 from pipeline_lib.ablation import (
@@ -15,6 +16,7 @@ from pipeline_lib.ablation import (
     make_task,
     mean_ablate,
     targets_of,
+    with_intervals,
 )
 from pipeline_lib.ablation_plan import group_by_layer
 from pipeline_lib.classify import Head, LinearClassifier, fit_probe
@@ -183,6 +185,14 @@ def test_images_without_a_label_are_left_out() -> None:
     dump.manifest.loc[0, "shape"] = None
     within = images_of_split(dump.manifest, "test")
     assert images_of_split(dump.manifest, "test", ["shape"]).tolist() == within[1:].tolist()
+
+
+def test_intervals_are_those_of_scipy() -> None:
+    rows = [(0.0, 20), (0.3, 20), (1.0, 20), (97 / 194, 194)]
+    table = with_intervals(pd.DataFrame(rows, columns=["accuracy", "n"]))
+    for row in table.itertuples():
+        known = binomtest(round(row.accuracy * row.n), row.n).proportion_ci(method="wilson")
+        assert (row.low, row.high) == pytest.approx((known.low, known.high), abs=1e-6)
 
 
 def test_the_mean_of_no_image_is_refused(dump: ArrayDump) -> None:

@@ -102,6 +102,15 @@ def test_precision_by_hand() -> None:
     assert ranking(similarity, 3, leave_out=np.array([0, 3])).tolist() == [[2, 3, 1], [2, 1, 0]]
 
 
+def test_equal_similarities_stay_in_their_order() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 6, (20, 50)).astype(np.float32)
+    values[0], values[1, 3] = 1.0, -np.inf
+    wanted = np.argsort(-values, axis=1, kind="stable")
+    assert (ranking(values, 50) == wanted).all()
+    assert (ranking(values, 49) == wanted[:, :49]).all()
+
+
 def test_mean_average_precision_equals_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     similarity, relevant = rng.normal(size=(4, 60)), rng.random((4, 60)) < 0.2

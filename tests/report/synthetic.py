@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from pipeline_lib.ablation import with_intervals
 from pipeline_lib.artifacts import write_table
 from pipeline_lib.config import RunConfig, load_config
 from pipeline_lib.hierarchy import parts_of
@@ -443,6 +444,7 @@ def _write_ablation(
         curves = _ablation_curves(components, signal[:, FEATURES.index(target)], rng)
         tables.append(curves.assign(target=target))
     table = pd.concat(tables).assign(model=model, dataset="world", classifier=classifier, n=8)
+    table = with_intervals(table)
     path = run / "applications" / "ablation" / model / "world.parquet"
     write_table("ablation", table, path, PROVENANCE)
 

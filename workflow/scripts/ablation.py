@@ -5,7 +5,7 @@ import pandas as pd
 from _heads import read_head
 from _job import job, load_run_model, store_folder
 
-from pipeline_lib.ablation import ablation_curves, make_task, targets_of
+from pipeline_lib.ablation import ablation_curves, make_task, targets_of, with_intervals
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.class_token import class_token_rows, class_token_shares, reads_class_token
 from pipeline_lib.config import image_root
@@ -47,5 +47,6 @@ with job(snakemake) as config:
         means = some([task.reference for task in tasks])[1].mean(axis=0)
         found.append(class_token_rows(tasks, index, dump.representation(index), shares, means))
     facts = {"asked": asked.model_dump(), "seed": config.seed}
-    result = pd.concat(found, ignore_index=True).assign(model=name, dataset=dataset)
+    result = with_intervals(pd.concat(found, ignore_index=True))
+    result = result.assign(model=name, dataset=dataset)
     write_table("ablation", result, snakemake.output.table, facts)
