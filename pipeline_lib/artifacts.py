@@ -35,14 +35,14 @@ STAGE_VERSIONS: dict[str, int] = {
     "maps": 1,
     "scores": 5,
     "validation": 4,
-    "comparison": 1,
+    "comparison": 2,
     "ablation": 4,
     "retrieval": 3,
     "heatmaps": 1,
     "segmentation": 3,
     "spurious": 2,
     "codes": 1,
-    "report": 1,
+    "report": 2,
 }
 
 
@@ -361,7 +361,7 @@ _TABLES = (
     ),
     Table(
         "counterparts",
-        "For each component the one of every model that does most alike in CLIP space.",
+        "For each component the one of every model that varies over the same images most alike.",
         (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
@@ -370,7 +370,11 @@ _TABLES = (
             Column("other_model", "string", "model compared with; may be the same"),
             Column("other_component", "int64", "component of it"),
             Column("other_id", "string", "name of that component"),
-            Column("similarity", "float64", "correlation of mapped contributions, -1 to 1"),
+            Column(
+                "similarity",
+                "float64",
+                "linear CKA over images (unbiased), at most 1; near 0 by chance",
+            ),
         ),
     ),
     Table(
@@ -655,23 +659,23 @@ _TABLES = (
         ),
     ),
     Table(
-        "neighbours",
-        "Components of other models that vary over the same images most alike, for the report.",
+        "token_maps",
+        "Where in its top images a component takes what it writes along its first text from.",
         (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
             Column("component", "int64", "index on the axis c"),
             Column("id", "string", "name of the component"),
-            Column("other_model", "string", "another model of the run"),
-            Column("other_component", "int64", "index on the other model's axis c"),
-            Column("other_id", "string", "name of the other component"),
-            Column("rank", "int64", "0 for the most similar of that model"),
-            Column(
-                "similarity",
-                "float64",
-                "linear CKA over images (unbiased), at most 1; near 0 by chance",
-            ),
-            Column("n", "int64", "images compared"),
+            Column("text", "string", "its first text"),
+            Column("rank", "int64", "of the image among the component's top images"),
+            Column("image_id", "string", "image"),
+            Column("rows", "int64", "of the patch grid"),
+            Column("columns", "int64", "of the patch grid"),
+            Column("map", "list<float>", "contribution of each patch, row by row; 0 is neutral"),
+            Column("left", "float64", "edge of the model's crop, share of the image's width"),
+            Column("top", "float64", "edge of it, share of the image's height"),
+            Column("right", "float64", "edge of it, share of the image's width"),
+            Column("bottom", "float64", "edge of it, share of the image's height"),
         ),
     ),
     Table(

@@ -1,23 +1,25 @@
-"""Several models side by side: where each feature lives, and which components do the same.
+"""Several models side by side: where each feature lives, and which components vary alike.
 
-Works on tables of scores, and on what components say about the same images in the same texts, so
-that models of different CLIP spaces can be compared.
+Works on tables of scores, and on how alike components find the same images, so that models of
+different widths and spaces can be compared. Axis letters: `n` image, `c` component, `d` model
+width, `p` pair of images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
 
-from pipeline_lib.coordinates import Source
-from pipeline_lib.maps import Maps
 from pipeline_lib.significance import carriers
 
+#: Images over which components are compared, and how many neighbouring ones are read at once.
+COMPARED, _RUN = 400, 50
+#: Images that the comparison of components needs at least.
+FEWEST = 8
+_BATCH_BYTES = 128 * 2**20
 _MLPS = ("mlp", "conv")
 
 
@@ -56,47 +58,62 @@ def comparison_table(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def readings(source: Source, maps: Maps, texts: Float[Tensor, "k e"]) -> Float[Tensor, "n c k"]:
-    """What every component says about every image in terms of `texts`; mean over images zero.
+def compared_images(count: int) -> Int[np.ndarray, " n"]:
+    """Positions of the images over which components are compared: at most 400, in even runs.
+
+    Runs, because scattered images of a store are slow to read.
+    """
+    if count <= COMPARED:
+        return np.arange(count)
+    starts = np.linspace(0, count - _RUN, COMPARED // _RUN).astype(int)
+    return np.unique(np.concatenate([np.arange(start, start + _RUN) for start in starts]))
+
+
+def patterns(
+    read: Callable[[Sequence[int]], Float[np.ndarray, "n b d"]], components: int, width: int
+) -> Float[np.ndarray, "c p"]:
+    """How alike each component finds every two images, as unit vectors whose products are CKA.
 
     Parameters
     ----------
-    source
-        Contributions of the images.
-    maps
-        Maps of the model to its CLIP space.
-    texts
-        Text embeddings in that space.
+    read
+        Contributions of some components, by number, to the images compared.
+    components, width
+        Number of components of the model, and its width `d`.
+
+    Returns
+    -------
+    numpy.ndarray
+        One vector over pairs of images for each component; zero where nothing varies.
+
+    Notes
+    -----
+    Linear CKA (Kornblith et al., ICML 2019) with the unbiased estimator of HSIC (Song et al., JMLR
+    2012): 1 for equal geometry up to turning and scaling, 0 on average for none.
     """
-    parts = []
-    directions: Tensor | None = None
-    for _, values in source.batches():
-        if directions is None:
-            directions = maps.directions(texts, values.shape[1])
-        parts.append(torch.einsum("ncd,cdk->nck", values, directions))
-    found = torch.cat(parts)
-    return found - found.mean(dim=0)
+    step = max(1, _BATCH_BYTES // (4 * COMPARED * width))
+    found = []
+    for start in range(0, components, step):
+        values = read(range(start, min(start + step, components)))
+        values = values - values.mean(axis=0)
+        found += [_pattern(values[:, place].astype(np.float64)) for place in range(values.shape[1])]
+    return np.stack(found)
 
 
-def similarities(
-    first: Float[Tensor, "n a k"], second: Float[Tensor, "n b k"]
-) -> Float[np.ndarray, "a b"]:
-    """Correlation, over images and texts, between what two models' components say, -1 to 1.
-
-    Zero for components that are constant.
-    """
-
-    def flat(values: Tensor) -> Tensor:
-        rows = values.double().permute(1, 0, 2).flatten(1)
-        length = rows.norm(dim=1, keepdim=True)
-        largest = length.max().clamp_min(1e-300)
-        return torch.where(length > 1e-6 * largest, rows / length.clamp_min(1e-300), 0.0)
-
-    return (flat(first) @ flat(second).T).numpy()
+def _pattern(part: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " p"]:
+    gram, scale = part @ part.T, np.square(part).sum()
+    np.fill_diagonal(gram, 0.0)
+    count = len(gram)
+    rows = gram.sum(axis=0) / (count - 2)
+    gram = gram - rows[:, None] - rows[None, :] + gram.sum() / ((count - 1) * (count - 2))
+    np.fill_diagonal(gram, 0.0)
+    size = np.linalg.norm(gram)
+    varies = scale > 1e-20 and size > 1e-12 * scale
+    return (gram / size if varies else np.zeros_like(gram)).ravel().astype(np.float32)
 
 
 def counterpart_table(
-    said: Mapping[str, Float[Tensor, "n c k"]], names: Mapping[str, Sequence[str]]
+    seen: Mapping[str, Float[np.ndarray, "c p"]], names: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
     """Rows of table `counterparts`, without data set, for every ordered pair of models.
 
@@ -104,19 +121,18 @@ def counterpart_table(
 
     Parameters
     ----------
-    said
-        Model to its `readings` of the same images in the same texts.
+    seen
+        Model to its `patterns` over the same images.
     names
         Model to the ids of its components.
     """
     rows = []
-    for model, own in said.items():
-        for other, values in said.items():
-            alike = similarities(own, values)
-            varies = alike.any(axis=1)
+    for model, own in seen.items():
+        for other, values in seen.items():
+            alike = own @ values.T
             if other == model:
                 np.fill_diagonal(alike, -np.inf)
-            for component in np.flatnonzero(varies).tolist():
+            for component in np.flatnonzero(own.any(axis=1)).tolist():
                 best = int(alike[component].argmax())
                 facts = (model, component, names[model][component], other, best)
                 rows.append((*facts, names[other][best], float(alike[component, best])))

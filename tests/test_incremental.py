@@ -10,7 +10,7 @@ from incremental import CASES, DATA, DUMPS, TINY, jobs_after
 from running import rules_of, snakemake, write_config
 
 #: Rules that compare models, and so read the results of all of them.
-COMPARE = {"report", "neighbours", "comparison", "validation"}
+COMPARE = {"report", "comparison", "validation"}
 
 
 @pytest.fixture(scope="module")

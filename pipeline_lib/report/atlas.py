@@ -2,73 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import base64
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from pipeline_lib.heatmaps import common_scale
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.pictures import PictureBook
 from pipeline_lib.report.words import is_absent
-
-#: A component has a role where one category has at least this share of its first texts …
-ROLE_SHARE = 0.5
-#: … and leads the next category by at least this share.
-ROLE_MARGIN = 0.2
-#: Texts that decide a component's role.
-ROLE_TEXTS = 10
-NO_ROLE = "no clear role"
-
-
-def role_of(categories: Sequence[str]) -> dict[str, Any]:
-    """Category that most of a component's first texts belong to.
-
-    Parameters
-    ----------
-    categories
-        Category of each text, the first text first.
-
-    Returns
-    -------
-    dict
-        category (`no clear role` where none leads), count, of, margin (lead over the next as a
-        share).
-
-    Examples
-    --------
-    >>> role_of(["colour", "colour", "shape"])["category"]
-    'colour'
-    """
-    first = [name for name in categories if name][:ROLE_TEXTS]
-    counts = pd.Series(first, dtype=object).value_counts(sort=False)
-    counts = counts.sort_values(ascending=False, kind="stable")
-    if counts.empty:
-        return {"category": NO_ROLE, "count": 0, "of": 0, "margin": 0.0}
-    lead = int(counts.iloc[0])
-    margin = (lead - (int(counts.iloc[1]) if len(counts) > 1 else 0)) / len(first)
-    clear = lead / len(first) >= ROLE_SHARE and margin >= ROLE_MARGIN
-    category = str(counts.index[0]) if clear else NO_ROLE
-    return {"category": category, "count": lead, "of": len(first), "margin": round(margin, 3)}
-
-
-def role_labels(run: Run) -> pd.DataFrame:
-    """Table `labels` in the order of ranks; no category where the pool has only one."""
-    labels = run["labels"].sort_values("rank", kind="stable")
-    one = labels["category"].nunique() < 2
-    return labels.assign(category="") if one else labels
-
-
-def roles(run: Run) -> pd.DataFrame:
-    """Role of every component that has texts: model, component, id, kind, category, count, of."""
-    labels = role_labels(run)
-    rows = [
-        {"model": model, "component": component, "id": part["id"].iloc[0]}
-        | {"kind": part["kind"].iloc[0]}
-        | role_of(part["category"].tolist())
-        for (model, component), part in labels.groupby(["model", "component"], sort=False)
-    ]
-    columns = ["model", "component", "id", "kind", "category", "count", "of", "margin"]
-    return pd.DataFrame(rows, columns=columns)
+from pipeline_lib.roles import NO_ROLE
 
 
 def from_input(components: pd.DataFrame) -> pd.DataFrame:
@@ -121,12 +66,12 @@ def atlas(run: Run, book: PictureBook) -> dict[str, Any]:
     ]
     parts = _Lookup(run, book)
     models = [parts.model(name) for name in run.models]
-    found = sorted({c["role"]["category"] for m in models for c in m["components"] if c["role"]})
+    found = sorted(set(run["roles"]["role"]) - {NO_ROLE})
     return {
         "measures": list(_measures(run, features, targets)),
         "features": features,
         "targets": targets,
-        "roles": [name for name in found if name != NO_ROLE] + [NO_ROLE],
+        "roles": [*found, NO_ROLE],
         "models": models,
     }
 
@@ -149,10 +94,12 @@ class _Lookup:
     def __init__(self, run: Run, book: PictureBook) -> None:
         self._run, self._book = run, book
         self._scores = _by_component(run["scores"])
-        self._labels = _by_component(role_labels(run))
+        self._labels = _by_component(run["labels"].sort_values("rank", kind="stable"))
+        self._roles = _by_component(run["roles"])
         self._images = _by_component(run["top_images"].sort_values("rank", kind="stable"))
-        near = run["neighbours"].sort_values("similarity", ascending=False, kind="stable")
-        self._near = _by_component(near)
+        self._token_maps = _by_component(run["token_maps"].sort_values("rank", kind="stable"))
+        near = run["counterparts"]
+        self._near = _by_component(near[near["model"] != near["other_model"]])
         self._drops = _drops(run["ablation"])
 
     def model(self, name: str) -> dict[str, Any]:
@@ -176,20 +123,21 @@ class _Lookup:
         card = {name: part[name] for name in ("id", "kind", "layer", "stage", "block", "head")}
         card |= {"row": place[0], "slot": place[1], "values": self._values(key, part["id"])}
         card["texts"] = [] if labels is None else _texts(labels)
-        card["role"] = None if labels is None else role_of(labels["category"].tolist())
+        card["role"] = _role(self._roles.get(key))
         card["images"] = [] if images is None else self._pictures(images)
+        card["maps"] = self._drawn_maps(self._token_maps.get(key))
         card["near"] = _neighbours(self._near.get(key))
         return card
 
     def _values(self, key: tuple[str, int], component: str) -> dict[str, list[float | None]]:
-        """Measure to its value, or to value, low and high where there is an interval."""
+        """Measure to its value, or to value, low, high and p where these are known."""
         values: dict[str, list[float | None]] = {}
         labels, scores = self._labels.get(key), self._scores.get(key)
         if labels is not None and not is_absent(float(labels["strength"].iloc[0])):
             values["strength"] = [_short(labels["strength"].iloc[0])]
         for row in scores.to_dict("records") if scores is not None else ():
-            ends = [row[c] for c in ("low", "high") if c in row]
-            values[f"score:{row['feature']}"] = [_short(v) for v in (row["score"], *ends)]
+            known = ("score", "low", "high", "p_value")
+            values[f"score:{row['feature']}"] = [_short(row[name]) for name in known]
         for target, losses in self._drops.get(key[0], {}).items():
             if component in losses:
                 values[f"drop:{target}"] = [_short(losses[component])]
@@ -200,6 +148,32 @@ class _Lookup:
         return [
             self._book.image(row.dataset, row.image_id) for row in images.head(count).itertuples()
         ]
+
+    def _drawn_maps(self, maps: pd.DataFrame | None) -> list[dict[str, Any]]:
+        """Token maps of a component on one scale, as signed bytes, with the part of the image."""
+        if maps is None:
+            return []
+        scale = common_scale(np.concatenate(maps["map"].to_list()))
+        return [
+            {
+                "image": self._book.image(row.dataset, row.image_id),
+                "rows": row.rows,
+                "columns": row.columns,
+                "map": signed_bytes(row.map, scale),
+                "crop": [_short(v) for v in (row.left, row.top, row.right, row.bottom)],
+            }
+            for row in maps.itertuples()
+        ]
+
+
+def signed_bytes(values: np.ndarray, scale: float) -> str:
+    """Values from -scale to scale as signed bytes from -127 to 127, in base64; beyond, cut off.
+
+    >>> signed_bytes(np.array([0.0, 1.0, -2.0]), 1.0)
+    'AH+B'
+    """
+    steps = np.rint(127 * np.clip(values / scale, -1, 1)).astype(np.int8)
+    return base64.b64encode(steps.tobytes()).decode()
 
 
 def _by_component(table: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
@@ -216,10 +190,20 @@ def _texts(labels: pd.DataFrame) -> list[list[Any]]:
     ]
 
 
+def _role(roles: pd.DataFrame | None) -> dict[str, Any] | None:
+    """What is said of a component's role; None where it has no texts."""
+    if roles is None:
+        return None
+    row = roles.iloc[0]
+    said = {"name": row["role"], "texts": int(row["texts_in_role"]), "of": int(row["texts"])}
+    return said | {name: _short(row[name]) for name in ("share", "margin", "p_value")}
+
+
 def _neighbours(near: pd.DataFrame | None) -> list[list[Any]]:
+    """Other model, its most similar component, and how similar that is; the most similar first."""
     if near is None:
         return []
-    best = near.groupby("other_model", sort=False).head(1)
+    best = near.sort_values("similarity", ascending=False, kind="stable")
     return [[row.other_model, row.other_id, _short(row.similarity)] for row in best.itertuples()]
 
 

@@ -45,6 +45,7 @@ class Field:
     title: str
     text: Callable[[Any], str] = str
     number: bool = True
+    code: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Cell:
     sort: Any
     components: Sequence[Component] = ()
     number: bool = False
+    code: bool = False
 
 
 def _cell(value: Any, field: Field) -> Cell:
@@ -94,7 +96,8 @@ def _cell(value: Any, field: Field) -> Cell:
         return Cell(value.id, value.id, [value])
     if isinstance(value, list) and all(isinstance(part, Component) for part in value):
         return Cell(", ".join(part.id for part in value), len(value), value)
-    return Cell(field.text(value), "" if is_absent(value) else value, number=field.number)
+    sort = "" if is_absent(value) else value
+    return Cell(field.text(value), sort, number=field.number, code=field.code)
 
 
 @dataclass(frozen=True)
@@ -131,14 +134,46 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A text of an image with its weight, relative to the largest, and the parts that carry it."""
+
+    text: str
+    category: str
+    weight: float
+    parts: Sequence[tuple[Component, float]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An image as a short list of texts; `explained` is the share of it that they explain."""
+
+    picture: Picture
+    lines: Sequence[Line]
+    explained: float
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Images with what is read in them, one tab for each model."""
+
+    name: str
+    title: str
+    caption: Caption
+    tabs: Mapping[str, Sequence[Reading]]
+    files: Sequence[str] = ()
+    kind: str = "readings"
+
+
+@dataclass(frozen=True)
 class Branch:
-    """A part of a model in the tree from the representation to the component."""
+    """A part of a model in the tree from the representation to the component or its tokens."""
 
     title: str
     shares: Mapping[str, float]
     children: Sequence[Branch] = ()
     component: Component | None = None
     texts: Sequence[str] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +185,7 @@ class Tree:
     caption: Caption
     features: Sequence[str]
     tabs: Mapping[str, Branch]
+    files: Sequence[str] = ()
     kind: str = "tree"
 
 
@@ -164,7 +200,7 @@ class Atlas:
 
 
 #: Anything that stands in a section.
-Block = Figure | Listing | Gallery | Tree | Atlas
+Block = Figure | Listing | Gallery | Readings | Tree | Atlas
 
 
 @dataclass(frozen=True)

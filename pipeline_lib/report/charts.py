@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import blended_transform_factory
 
 from pipeline_lib.report.style import LINES, MARKERS, colour, series_colour
 from pipeline_lib.report.words import method_name
@@ -15,7 +17,7 @@ from pipeline_lib.report.words import method_name
 #: What stands for the decomposition's own result, drawn first and boldest wherever it appears.
 OWN_METHODS = ("components", "decomposition", "compalign", "ablated")
 #: What only says where the scale lies (chance, or an identity), drawn as a grey tick.
-TICK_METHODS = ("chance", "area", "identity")
+TICK_METHODS = ("chance", "area", "identity", "uniform")
 
 
 def as_percent(axes: Axes, axis: str = "x") -> None:
@@ -40,6 +42,7 @@ def dot_rows(
     share: bool = True,
     legend: bool = True,
     limits: tuple[float | None, float | None] = (0.0, None),
+    ranges: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> Callable[[Axes], None]:
     """Dots on one line for each row, a colour and a marker for each series.
 
@@ -51,22 +54,34 @@ def dot_rows(
         Series to one value for each row; NaN where there is none.
     label
         What the axis shows.
+    ranges
+        Series to the lower and the upper ends of its intervals. The series then stand one below
+        the other in their row, so that the intervals can be read.
     """
 
     def draw(axes: Axes) -> None:
         places = np.arange(len(rows))
         names = order_methods(list(values))
-        axes.hlines(places, *_span(values, limits), color=colour("line"), linewidth=0.8, zorder=0)
+        dots = [name for name in names if name not in TICK_METHODS]
+        step = 0.72 / max(1, len(dots)) if ranges else 0.0
+        between = places[:-1] + 0.5 if ranges else places
+        axes.hlines(between, *_span(values, limits), color=colour("line"), linewidth=0.8, zorder=0)
         for order, name in reversed(list(enumerate(names))):
             tick = name in TICK_METHODS
+            tone = colour("faint") if tick else series_colour(order)
+            height = places + (0.0 if tick else step * (order - (len(dots) - 1) / 2))
+            if ranges and not tick and name in ranges:
+                low, high = ranges[name]
+                axes.hlines(height, low, high, color=tone, linewidth=1.3)
+            size = 24 if ranges else 11
             axes.plot(
                 values[name],
-                places,
+                height,
                 linestyle="none",
                 marker="|" if tick else MARKERS[order % len(MARKERS)],
-                markersize=11 if tick else (8 if order == 0 else 6),
+                markersize=size if tick else (7 if order == 0 else 5.5),
                 markeredgewidth=1.6 if tick else 0,
-                color=colour("faint") if tick else series_colour(order),
+                color=tone,
                 label=method_name(name),
             )
         axes.set_yticks(places, rows)
@@ -78,28 +93,77 @@ def dot_rows(
         if share:
             as_percent(axes)
         if legend:
-            legend_above(axes, 2, [method_name(name) for name in names])
+            legend_above(axes, 3, [method_name(name) for name in names])
 
     return draw
 
 
+def method_rows(
+    table: pd.DataFrame, models: Sequence[str], value: str, label: str
+) -> Callable[[Axes], None]:
+    """Dots with 95 % intervals from a table of columns model, method, `value`, low and high.
+
+    Several rows of one model and method are averaged, their ends too.
+    """
+    means = table.groupby(["model", "method"], sort=False)[[value, "low", "high"]].mean()
+    rows = [name for name in models if name in means.index.get_level_values("model")]
+
+    def column(method: str, name: str) -> list[float]:
+        return means[name].xs(method, level="method").reindex(rows).tolist()
+
+    methods = [str(name) for name in dict.fromkeys(means.index.get_level_values("method"))]
+    return dot_rows(
+        rows,
+        {method: column(method, value) for method in methods},
+        label,
+        limits=(0.0, 1.0),
+        ranges={method: (column(method, "low"), column(method, "high")) for method in methods},
+    )
+
+
 def legend_above(axes: Axes, columns: int = 3, order: Sequence[str] | None = None) -> None:
-    """Legend in a line above the axes, where it cannot cover data; `order` names its entries."""
+    """Legend in lines above the axes, over the width of the panel; `order` names its entries."""
     handles, found = axes.get_legend_handles_labels()
     labels = [str(label) for label in found]
+    if not labels:
+        return
     places = [labels.index(name) for name in (labels if order is None else order)]
-    axes.legend(
-        [handles[i] for i in places],
-        [labels[i] for i in places],
+    labels = [labels[place] for place in places]
+    points = axes.figure.bbox.width * 72 / axes.figure.dpi
+    columns = next((c for c in range(columns, 1, -1) if _legend_width(labels, c) < points), 1)
+    above = blended_transform_factory(axes.figure.transFigure, axes.transAxes)
+    legend = axes.legend(
+        [handles[place] for place in places],
+        labels,
         loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=min(len(places), columns),
+        bbox_to_anchor=(0.0, 1.0),
+        bbox_transform=above,
+        ncols=columns,
         handlelength=1.6,
         handletextpad=0.4,
         columnspacing=1.2,
-        borderaxespad=0,
+        borderaxespad=0.2,
         borderpad=0.2,
     )
+    for handle in legend.legend_handles:
+        if isinstance(handle, Line2D):
+            handle.set_markersize(min(8.0, handle.get_markersize()))
+    # Wider than the axes, it would squeeze them; a title of blank lines keeps its place instead.
+    legend.set_in_layout(False)
+    rows = -(-len(labels) // columns)
+    axes.set_title("\n".join([" "] * rows), fontsize=_LEGEND_SIZE * 1.2, fontweight="normal", pad=3)
+
+
+#: Points of a legend's letters, and their mean width and that of what stands beside them in ems.
+_LEGEND_SIZE = 8.5
+_LETTER, _BESIDE = 0.53, 3.3
+
+
+def _legend_width(labels: Sequence[str], columns: int) -> float:
+    """About how many points wide a legend is, which is filled column by column."""
+    rows = -(-len(labels) // columns)
+    longest = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
+    return _LEGEND_SIZE * sum(_LETTER * letters + _BESIDE for letters in longest)
 
 
 def _span(
@@ -116,7 +180,7 @@ def _limit(axes: Axes, limits: tuple[float | None, float | None]) -> None:
     if low is not None:
         axes.set_xlim(left=low - (0.0 if high is None else 0.02 * (high - low)))
     if high is not None:
-        axes.set_xlim(right=high + 0.02 * (high - (low or 0.0)))
+        axes.set_xlim(right=high + 0.02 * (high - axes.get_xlim()[0]))
 
 
 def line_set(

@@ -29,9 +29,16 @@ _STAGE_OF_RULE = {
     "labels": "scores",
     "exactness": "report",
     "top_images": "report",
-    "neighbours": "report",
+    "token_groups": "scores",
 }
-APPLICATIONS = ("ablation", "retrieval", "heatmaps", "segmentation", "spurious")
+APPLICATIONS = ("ablation", "retrieval", "heatmaps", "segmentation", "spurious", "codes")
+#: Further tables of an application that the report reads, with the ends of their files' names.
+_BESIDE = {
+    "retrieval": {"retrieval_examples": "examples"},
+    "segmentation": {"segmentation_examples": "examples"},
+    "spurious": {"spurious_summary": "summary"},
+    "codes": {"code_carriers": "carriers"},
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,6 @@ class Artifact:
 
     table: str
     path: str
-    required: bool = True
     dataset: str | None = None
     space: str | None = None
 
@@ -119,7 +125,7 @@ def _model_artifacts(config: RunConfig) -> Iterator[Artifact]:
             path = f"contributions/{model}/{dataset}.components.parquet"
             yield Artifact("components", path, dataset=dataset)
             path = f"report/exactness/{model}/{dataset}.parquet"
-            yield Artifact("exactness", path, required=False)
+            yield Artifact("exactness", path)
         if config.maps:
             yield Artifact("map_metrics", f"maps/{model}.metrics.parquet")
         if config.scores:
@@ -127,18 +133,20 @@ def _model_artifacts(config: RunConfig) -> Iterator[Artifact]:
             yield Artifact("scores", f"scores/{model}/{dataset}.scores.parquet")
             yield Artifact("labels", f"scores/{model}/{dataset}.labels.parquet")
             for kind in ("roles", "hierarchy", "reconstruction"):
-                yield Artifact(kind, f"scores/{model}/{dataset}.{kind}.parquet", required=False)
-            path = f"report/top_images/{model}/{dataset}.parquet"
-            yield Artifact("top_images", path, required=False)
+                yield Artifact(kind, f"scores/{model}/{dataset}.{kind}.parquet")
+            if config.scores.token_heads:
+                yield Artifact("hierarchy", f"scores/{model}/{dataset}.tokens.parquet")
+            path = f"report/top_images/{model}/{dataset}"
+            yield Artifact("top_images", f"{path}.parquet")
+            yield Artifact("token_maps", f"{path}.maps.parquet")
     if config.scores:
         dataset = config.scores.dataset
-        yield Artifact("neighbours", f"report/neighbours/{dataset}.parquet", required=False)
-        yield Artifact("validation", f"validation/{dataset}.parquet", required=False)
-        yield Artifact("confirmed", f"validation/{dataset}.confirmed.parquet", required=False)
+        yield Artifact("validation", f"validation/{dataset}.parquet")
+        yield Artifact("confirmed", f"validation/{dataset}.confirmed.parquet")
         if len(config.models) > 1:
             path = f"comparison/{dataset}"
-            yield Artifact("comparison", f"{path}.parquet", required=False)
-            yield Artifact("counterparts", f"{path}.counterparts.parquet", required=False)
+            yield Artifact("comparison", f"{path}.parquet")
+            yield Artifact("counterparts", f"{path}.counterparts.parquet")
 
 
 def _application_artifacts(config: RunConfig) -> Iterator[Artifact]:
@@ -147,8 +155,8 @@ def _application_artifacts(config: RunConfig) -> Iterator[Artifact]:
         for model in config.models:
             base = f"applications/{name}/{model}/{dataset}"
             yield Artifact(name, f"{base}.parquet")
-            if name == "retrieval":
-                yield Artifact("retrieval_examples", f"{base}.examples.parquet", required=False)
+            for table, end in _BESIDE.get(name, {}).items():
+                yield Artifact(table, f"{base}.{end}.parquet")
 
 
 def switched_on(config: RunConfig) -> list[str]:
@@ -202,7 +210,7 @@ def collect(
     """
     root = config.folder if root is None else Path(root)
     artifacts = expected_artifacts(config)
-    missing = [a.path for a in artifacts if a.required and not (root / a.path).is_file()]
+    missing = [a.path for a in artifacts if not (root / a.path).is_file()]
     if missing:
         listing = "\n  - ".join(missing)
         raise ArtifactError(

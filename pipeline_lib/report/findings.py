@@ -39,9 +39,10 @@ FIRST_SCREEN = (
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence, and the section whose tables it was made from."""
+    """A sentence with its heading, and the section whose tables it was made from."""
 
     section: str
+    title: str
     text: Markup
 
 
@@ -51,7 +52,7 @@ def find_all(run: Run) -> dict[str, Finding]:
     for section, sentence in _SENTENCES.items():
         text = sentence(run)
         if text is not None:
-            found[section] = Finding(section, text)
+            found[section] = Finding(section, _TITLES[section], text)
     return found
 
 
@@ -113,41 +114,42 @@ def _maps(run: Run) -> Markup | None:
 
 
 def specialists(scores: pd.DataFrame) -> pd.DataFrame:
-    """Best component of every model and feature, with its margin over its next best feature.
+    """Best component of every model and feature, with its highest score for any `other`.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Columns of `scores` with `other` (its highest score for any other feature) and `margin`.
+    Examples
+    --------
+    >>> table = pd.DataFrame({"model": ["a"] * 2, "feature": ["x"] * 2, "component": [0, 1]})
+    >>> specialists(table.assign(score=[0.2, 0.7], margin=[0.1, 0.5]))["component"].tolist()
+    [1]
     """
-    if scores.empty:
-        return scores.assign(other=[], margin=[])
-    wide = scores.pivot_table(index=["model", "component"], columns="feature", values="score")
-    best = scores.loc[scores.groupby(["model", "feature"], sort=False)["score"].idxmax()].copy()
-    others = [
-        wide.loc[(row.model, row.component)].drop(row.feature).max() if wide.shape[1] > 1 else 0.0
-        for row in best.itertuples()
-    ]
-    return best.assign(other=others, margin=best["score"] - others)
+    best = scores.loc[scores.groupby(["model", "feature"], sort=False)["score"].idxmax()]
+    return best.assign(other=best["score"] - best["margin"])
+
+
+def leading_component(run: Run) -> pd.Series | None:
+    """The head (where there is any) that leads its next feature by most: its row of scores."""
+    heads = run["scores"][run["scores"]["kind"] == "head"]
+    best = specialists(heads if len(heads) else run["scores"])
+    return None if best.empty else best.loc[best["margin"].idxmax()]
 
 
 def _scores(run: Run) -> Markup | None:
-    heads = run["scores"][run["scores"]["kind"] == "head"]
-    best = specialists(heads if len(heads) else run["scores"])
-    if best.empty:
+    top = leading_component(run)
+    if top is None:
         return None
-    top = best.loc[best["margin"].idxmax()]
     labels = run["labels"]
     texts = labels[(labels["model"] == top["model"]) & (labels["component"] == top["component"])]
     first = texts.sort_values("rank")["text"].head(3).map("“{}”".format).tolist()
     return Markup(
-        "{} of {} carries <b>{}</b> of what varies in <b>{}</b>, and at most {} of any other "
-        "feature{}."
+        "{} of {} carries <b>{}</b> of what varies in <b>{}</b> (95\u202f% interval {} to {}), and "
+        "at most {} of any other feature{}."
     ).format(
         component_link(top["model"], top["id"]),
         top["model"],
         percent(top["score"], 0),
         top["feature"],
+        percent(top["low"], 0),
+        percent(top["high"], 0),
         percent(max(top["other"], 0.0), 0),
         f"; its first texts are {listed(first)}" if first else "",
     )
@@ -228,15 +230,18 @@ def _mean_precision(asked: pd.DataFrame, query: str) -> pd.Series:
 
 
 def _beside(means: pd.Series) -> str:
-    """The same number of the other methods, in brackets."""
+    """The same number of the other methods, in brackets: the best of them among those named."""
     named = {
         "representation": "for the whole representation",
         "clip": "for the reference CLIP",
         "random": "for as many random components",
     }
-    others = [
-        f"{percent(means[name], 0)} {words}" for name, words in named.items() if name in means
-    ]
+    shown = [name for name in named if name in means]
+    best = means.drop(["components", *shown, "chance"], errors="ignore")
+    others = [f"{percent(means[name], 0)} {named[name]}" for name in shown]
+    if len(best) and best.max() > means[shown].max():
+        words = method_name(str(best.idxmax()))
+        others.append(f"{percent(best.max(), 0)} for the next best way, {words}")
     return f" ({', '.join(others)})" if others else ""
 
 
@@ -269,10 +274,8 @@ def _segmentation(run: Run) -> Markup | None:
         return None
     baselines = wide.drop(columns="decomposition")
     wins = int((wide["decomposition"] > baselines.max(axis=1)).sum())
-    named = [
-        f"{method_name(str(name))} {percent(column.mean(), 0)}"
-        for name, column in baselines.items()
-    ]
+    means = baselines.mean()
+    best = f" ({method_name(str(means.idxmax()))}, the best baseline: {percent(means.max(), 0)})"
     verdict = f"they are above every baseline in {wins} of {len(wide)}"
     if len(wide) == 1:
         verdict = f"they are {'' if wins else 'not '}above every baseline"
@@ -284,43 +287,42 @@ def _segmentation(run: Run) -> Markup | None:
         percent(wide["decomposition"].mean(), 0),
         protocol,
         on_average(len(wide)),
-        f" ({', '.join(named)})" if named else "",
+        best if len(means) else "",
         verdict,
     )
 
 
-def spurious_change(table: pd.DataFrame, group: str) -> pd.DataFrame:
-    """Change of a group's accuracy against the full model, per model and method, over draws."""
-    rows = table[table["group"] == group]
-    means = rows.pivot_table(index="model", columns="method", values="accuracy", sort=False)
-    return means.drop(columns="full").sub(means["full"], axis=0) if "full" in means else means[[]]
-
-
 def _spurious(run: Run) -> Markup | None:
-    table = run["spurious"]
-    change = spurious_change(table, "worst") if len(table) else pd.DataFrame()
-    if "ablated" not in change:
+    table = run["spurious_summary"]
+    worst = table[table["group"] == "worst"].set_index("model")
+    ablated = worst[worst["method"] == "ablated"]
+    if ablated.empty:
         return None
-    ablated = change["ablated"].dropna()
-    average = spurious_change(table, "test").get("ablated", pd.Series(dtype=float))
-    control = change.get("random", pd.Series(dtype=float))
+    test = table[(table["group"] == "test") & (table["method"] == "ablated")]["gain"]
+    control = worst.loc[worst["method"] == "random", "gain"]
     extra = []
-    if len(average.dropna()):
-        extra.append(f"test accuracy changes by {points(average.mean())}")
-    if len(control.dropna()):
-        extra.append(f"random components change the worst group by {points(control.mean())}")
-    spread = ""
-    if points(ablated.min()) != points(ablated.max()):
-        low, high = ablated.idxmin(), ablated.idxmax()
-        spread = f", from {points(ablated[low])} ({low}) to {points(ablated[high])} ({high})"
+    if len(test):
+        extra.append(f"test accuracy changes by {points(test.mean())}")
+    if len(control):
+        extra.append(
+            f"as many random components change the worst group by {points(control.mean())}"
+        )
+    gain, spread = ablated["gain"], ""
+    if points(gain.min()) != points(gain.max()):
+        low, high = gain.idxmin(), gain.idxmax()
+        spread = f", from {points(gain[low])} ({low}) to {points(gain[high])} ({high})"
+    clear = int(((ablated["gain_low"] > 0) | (ablated["gain_high"] < 0)).sum())
     return Markup(
         "Replacing the {} that score highest for the spurious cue by their means changes the "
-        "accuracy of the worst group by <b>{}</b>{}{}{}."
+        "accuracy of the worst group by <b>{}</b>{}{}; the 95\u202f% interval excludes zero in {} "
+        "of {}{}."
     ).format(
         ablated_count(table),
-        points(mean(ablated.tolist())),
-        on_average(len(ablated)),
+        points(mean(gain.tolist())),
+        on_average(len(gain)),
         spread,
+        clear,
+        plural(len(gain), "model"),
         f"; {listed(extra)}" if extra else "",
     )
 
@@ -330,6 +332,23 @@ def ablated_count(table: pd.DataFrame) -> str:
     counts = table.loc[table["method"] == "ablated", "components"]
     low, high = int(counts.min()), int(counts.max())
     return plural(high, "component") if low == high else f"{low} to {plural(high, 'component')}"
+
+
+def _codes(run: Run) -> Markup | None:
+    table = run["codes"]
+    if table.empty:
+        return None
+    ends = table.groupby(["model", "image_id"], sort=False).agg(
+        texts=("rank", "size"), explained=("explained", "max")
+    )
+    return Markup(
+        "On average {} texts explain <b>{}</b> of an image’s mapped representation ({}{})."
+    ).format(
+        decimal(ends["texts"].mean(), 1),
+        percent(ends["explained"].mean(), 0),
+        plural(table["image_id"].nunique(), "image"),
+        f", {plural(models, 'model')}" if (models := table["model"].nunique()) > 1 else "",
+    )
 
 
 def _features(run: Run) -> Markup | None:
@@ -357,6 +376,20 @@ def _manifest(run: Run) -> Markup | None:
     )
 
 
+_TITLES = {
+    "manifest": "What went in",
+    "features": "Texts and embeddings",
+    "contributions": "An exact sum",
+    "maps": "From the model to CLIP",
+    "scores": "One feature, one head",
+    "ablation": "Parts taken out",
+    "retrieval": "Search by one property",
+    "heatmaps": "Where the heat falls",
+    "segmentation": "Objects without training",
+    "spurious": "A cue taken out",
+    "codes": "Images as texts",
+}
+
 _SENTENCES: dict[str, Callable[[Run], Markup | None]] = {
     "manifest": _manifest,
     "features": _features,
@@ -368,4 +401,5 @@ _SENTENCES: dict[str, Callable[[Run], Markup | None]] = {
     "heatmaps": _heatmaps,
     "segmentation": _segmentation,
     "spurious": _spurious,
+    "codes": _codes,
 }

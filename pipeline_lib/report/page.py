@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from markupsafe import Markup
 
 from pipeline_lib.artifacts import atomic_path
 from pipeline_lib.errors import ArtifactError
+from pipeline_lib.report.archive import NAME as ARCHIVE
+from pipeline_lib.report.archive import write_archive
 from pipeline_lib.report.atlas import atlas
 from pipeline_lib.report.blocks import Component, Figure, Listing, Section
 from pipeline_lib.report.collect import Run
+from pipeline_lib.report.exhibits import exhibit_of
 from pipeline_lib.report.findings import find_all, first_screen
 from pipeline_lib.report.pictures import PictureBook
 from pipeline_lib.report.sections.applications import applications_section
@@ -50,18 +54,40 @@ def sections_of(run: Run, book: PictureBook) -> list[Section]:
     ]
 
 
-def render_page(run: Run) -> tuple[str, list[Figure]]:
-    """The whole page as HTML, and its static figures.
+@dataclass(frozen=True)
+class Page:
+    """A page, with what lies beside it.
+
+    Attributes
+    ----------
+    html
+        The same for the same run: nothing depends on the time or the place of rendering.
+    blocks
+        Figures, tables and galleries, in their order.
+    book
+        The pictures shown.
+    atlas
+        What the map of components and the cards show; None where there are no scores.
+    """
+
+    html: str
+    blocks: list[Any]
+    book: PictureBook
+    atlas: dict[str, Any] | None
+
+    @property
+    def figures(self) -> list[Figure]:
+        """The static figures."""
+        return [block for block in self.blocks if isinstance(block, Figure)]
+
+
+def render_page(run: Run) -> Page:
+    """The whole page.
 
     Parameters
     ----------
     run
         What `collect` has read.
-
-    Returns
-    -------
-    html, figures
-        The same for the same run: nothing depends on the time or the place of rendering.
 
     Raises
     ------
@@ -72,8 +98,11 @@ def render_page(run: Run) -> tuple[str, list[Figure]]:
     sections = sections_of(run, book)
     findings = find_all(run)
     blocks = list(_blocks(sections))
+    first = first_screen(findings)
+    exhibits = {finding.section: exhibit_of(finding.section, run, book) for finding in first}
+    cards = atlas(run, book) if not run.not_run.get("scores") else None
     data = {
-        "atlas": atlas(run, book) if not run.not_run.get("scores") else None,
+        "atlas": cards,
         "tables": {block.name: _columns(block) for block in blocks if _has_rows(block)},
     }
     data["images"] = book.encode()
@@ -86,7 +115,9 @@ def render_page(run: Run) -> tuple[str, list[Figure]]:
             title=run.config["report"]["title"],
             sections=sections,
             findings=findings,
-            first=first_screen(findings),
+            first=first,
+            exhibits=exhibits,
+            archive=ARCHIVE,
             facts=_headline(run),
             config=config_text(run),
             style=Markup(css_variables() + (_HERE / "static" / "report.css").read_text("utf-8")),
@@ -101,11 +132,14 @@ def render_page(run: Run) -> tuple[str, list[Figure]]:
             f"the report would take {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB; lower "
             "report.examples, applications.heatmaps.images or scores.texts_per_component"
         )
-    return html, [block for block in blocks if isinstance(block, Figure)]
+    return Page(html, blocks, book, cards)
 
 
 def write_report(run: Run, folder: str | Path) -> Path:
-    """Write `index.html`, and every static figure as SVG under `figures/`, into `folder`.
+    """Write `index.html` into `folder`, and what lies beside it.
+
+    That is every static figure as SVG under `figures/`, and the pictures at full size in
+    `pictures.zip`.
 
     Returns
     -------
@@ -113,14 +147,15 @@ def write_report(run: Run, folder: str | Path) -> Path:
         The page.
     """
     folder = Path(folder)
-    html, figures = render_page(run)
-    for figure in figures:
+    made = render_page(run)
+    for figure in made.figures:
         with atomic_path(folder / "figures" / f"{figure.name}.svg") as beside:
             beside.write_text(compose(figure.panels, figure.columns), "utf-8")
+    write_archive(folder / ARCHIVE, made.book, made.blocks, made.atlas)
     page = folder / "index.html"
     with atomic_path(page) as beside:
-        beside.write_text(html, "utf-8")
-    logger.info("%s: %d figures, %.1f MB", page, len(figures), len(html) / 1e6)
+        beside.write_text(made.html, "utf-8")
+    logger.info("%s: %d figures, %.1f MB", page, len(made.figures), len(made.html) / 1e6)
     return page
 
 

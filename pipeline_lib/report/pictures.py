@@ -47,6 +47,7 @@ class PictureBook:
         )
         self._wanted: dict[str, tuple[Path, int]] = {}
         self._notes: dict[str, str] = {}
+        self._names: dict[str, str] = {}
 
     def image(self, dataset: str, image_id: str, large: bool = False) -> str:
         """Key of an image of a data set.
@@ -66,17 +67,32 @@ class PictureBook:
         words = [row.get("caption")] if isinstance(row.get("caption"), str) else _words(row)
         note = " · ".join(words)
         key = f"{dataset}/{image_id}" + ("@large" if large else "")
-        self._ask(key, self._folders[dataset] / str(row["path"]), large, note or image_id)
+        path = str(row["path"])
+        self._ask(key, self._folders[dataset] / path, large, note or image_id)
+        self._names[key] = f"images/{dataset}/{path}"
         return key
 
     def file(self, path: str, note: str) -> str:
         """Key of a picture among the run's results, shown large; `path` is relative to them."""
         self._ask(path, self._root / path, True, note)
+        self._names[path] = path.removeprefix("applications/")
         return path
 
     def _ask(self, key: str, path: Path, large: bool, note: str) -> None:
         self._wanted[key] = (path, LARGE if large else SMALL)
         self._notes[key] = note
+
+    def name(self, key: str) -> str:
+        """Name of the picture among those at full size."""
+        return self._names[key]
+
+    def files(self) -> dict[str, Path]:
+        """Name of every picture at full size to its file."""
+        return {self._names[key]: path for key, (path, _) in self._wanted.items()}
+
+    def read(self, key: str) -> Image.Image:
+        """The picture of a key at full size."""
+        return read_image(self._wanted[key][0])
 
     def note(self, key: str) -> str:
         """What the picture shows, in words."""

@@ -18,22 +18,23 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
-#: Role of a colour to its value on a light and on a dark page. The series colours keep their order
-#: of lightness apart for readers with any of the common colour-vision deficiencies (after Okabe
-#: and Ito); figures also tell series apart by marker or line style.
+#: Role of a colour to its value on a light and on a dark page. All series colours can be told apart
+#: with any one kind of cones absent (a test holds the distances); figures also tell series apart by
+#: marker or line style.
 PALETTE: dict[str, tuple[str, str]] = {
     "ink": ("#1d2328", "#e6e9ec"),
     "muted": ("#5f6a73", "#9aa6b0"),
     "faint": ("#98a1a9", "#66717b"),
     "line": ("#dfe3e6", "#333b42"),
     "surface": ("#fffffe", "#171b1f"),
-    "c1": ("#0b6aa2", "#5cb3e8"),
-    "c2": ("#d98509", "#f2b04a"),
-    "c3": ("#068062", "#35c79c"),
-    "c4": ("#b8440f", "#f08a5d"),
-    "c5": ("#97508c", "#d99bd0"),
-    "c6": ("#5aa8d8", "#a8dcf7"),
-    "c7": ("#7b6f4f", "#c2b58d"),
+    "accent": ("#0b6aa2", "#5cb3e8"),
+    "c1": ("#0971ab", "#478db6"),
+    "c2": ("#c17c41", "#ecc568"),
+    "c3": ("#3b9e7f", "#0abea6"),
+    "c4": ("#ba4d00", "#b5754e"),
+    "c5": ("#834172", "#80507a"),
+    "c6": ("#2daae8", "#a7d1ec"),
+    "c7": ("#777156", "#c6a239"),
 }
 
 SERIES = ("c1", "c2", "c3", "c4", "c5", "c6", "c7")

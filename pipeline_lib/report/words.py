@@ -148,6 +148,14 @@ _METHODS = {
     "compalign": "CompAlign",
     "gradcam": "GradCAM",
     "full": "full model",
+    "ablated": "cue ablated",
+    "early": "early layers only",
+    "group_labels": "chosen with group labels",
+    "published": "as published",
+    "subspace": "subspace of its texts",
+    "attention": "raw attention",
+    "centre": "image centre",
+    "uniform": "nothing marked",
 }
 
 

@@ -18,6 +18,7 @@ from pipeline_lib.ablation import with_intervals
 from pipeline_lib.artifacts import write_table
 from pipeline_lib.config import RunConfig, load_config
 from pipeline_lib.hierarchy import parts_of
+from pipeline_lib.roles import NO_ROLE
 from pipeline_lib.world.factors import CLASSES, FACTORS, PLACES, sample_factors
 from pipeline_lib.world.render import render
 
@@ -65,12 +66,13 @@ def settings(results: Path) -> dict[str, Any]:
         "text_pool": "resources/text_pools/world.txt",
         "contributions": {"datasets": ["world", "spurious"], "per": "head", "tolerance": 1e-5},
         "maps": {"dataset": "world", "target": "image", "method": "compalign"},
-        "scores": {"dataset": "world", "texts_per_component": 6},
+        "scores": {"dataset": "world", "texts_per_component": 6, "token_heads": 2},
         "applications": {
             "ablation": {"dataset": "world"},
             "retrieval": {"dataset": "world", "components": 4, "k": [1, 5, 10], "queries": 4},
             "heatmaps": {"dataset": "world", "images": 3},
             "segmentation": {"dataset": "world", "protocols": ["C", "V"]},
+            "codes": {"dataset": "world"},
             "spurious": {
                 "dataset": "spurious",
                 "spurious_words": ["ocean", "forest"],
@@ -99,10 +101,10 @@ def write_run(root: Path) -> Path:
         _write_ablation(run, model, components, signal, rng)
         _write_retrieval(run, model, ids["world"], rng)
         _write_heatmaps(run, model, ids["world"], rng)
-        _write_segmentation(run, model, rng)
+        _write_segmentation(run, model, ids["world"], rng)
         _write_spurious(run, model, components, rng)
+        _write_codes(run, model, components, ids["world"], rng)
         _write_benchmarks(run, model, rng)
-    _write_neighbours(run)
     _write_known(run)
     return run
 
@@ -272,9 +274,9 @@ def _write_scores(
     base = run / "scores" / model
     table = pd.DataFrame(scores, columns=names)
     write_table("scores", table, base / "world.scores.parquet", PROVENANCE)
-    write_table(
-        "labels", _labels(model, components, signal, rng), base / "world.labels.parquet", PROVENANCE
-    )
+    labels = _labels(model, components, signal, rng)
+    write_table("labels", labels, base / "world.labels.parquet", PROVENANCE)
+    write_table("roles", _roles(labels), base / "world.roles.parquet", PROVENANCE)
 
 
 def _labels(
@@ -316,6 +318,22 @@ def _labels(
     return table.assign(cumulative_heldout=0.9 * table["cumulative"])
 
 
+def _roles(labels: pd.DataFrame) -> pd.DataFrame:
+    """Share of the first category in the variance explained; a role where that is over half."""
+    rows = []
+    for _, part in labels.groupby("component", sort=False):
+        shares = part.groupby("category")["variance"].sum().sort_values(ascending=False)
+        shares = shares / shares.sum()
+        first, second = shares.index[0], float(shares.iloc[1]) if len(shares) > 1 else 0.0
+        share, count = float(shares.iloc[0]), int((part["category"] == first).sum())
+        facts = ["model", "dataset", "component", "id", "kind", "layer", "head"]
+        row = part.iloc[0][facts].to_dict()
+        row |= {"role": first if share > 0.5 else NO_ROLE, "share": share, "margin": share - second}
+        row |= {"p_value": 0.01 if share > 0.5 else 0.4, "texts_in_role": count}
+        rows.append(row | {"texts": len(part), "entropy": 0.5, "effective_rank": 4.0})
+    return pd.DataFrame(rows)
+
+
 def _write_cards(
     run: Path, model: str, components: pd.DataFrame, images: list[str], rng: np.random.Generator
 ) -> None:
@@ -328,37 +346,12 @@ def _write_cards(
             )
     names = ["model", "dataset", "component", "id", "text", "rank", "image_id", "score"]
     table = pd.DataFrame(rows, columns=names)
-    path = run / "report" / "top_images" / model / "world.parquet"
-    write_table("top_images", table, path, PROVENANCE)
-
-
-def _write_neighbours(run: Path) -> None:
-    rows = []
-    for model, architecture in MODELS.items():
-        heads = component_table(architecture).query("kind == 'head'")
-        for place, row in enumerate(heads.itertuples()):
-            for other, shape in MODELS.items():
-                if other == model:
-                    continue
-                partners = component_table(shape).query("kind == 'head'")
-                partner = partners.iloc[len(partners) * place // len(heads)]
-                rows.append(
-                    (
-                        model,
-                        "world",
-                        row.component,
-                        row.id,
-                        other,
-                        int(partner["component"]),
-                        str(partner["id"]),
-                        0,
-                        0.3 + 0.5 * place / len(heads),
-                        IMAGES,
-                    )
-                )
-    names = ["model", "dataset", "component", "id", "other_model", "other_component"]
-    table = pd.DataFrame(rows, columns=[*names, "other_id", "rank", "similarity", "n"])
-    write_table("neighbours", table, run / "report" / "neighbours" / "world.parquet", PROVENANCE)
+    folder = run / "report" / "top_images" / model
+    write_table("top_images", table, folder / "world.parquet", PROVENANCE)
+    maps = table[table["rank"] < 3].drop(columns="score").assign(rows=4, columns=4)
+    maps["map"] = [rng.normal(size=16).astype("float32") for _ in range(len(maps))]
+    maps = maps.assign(left=0.1, top=0.0, right=0.9, bottom=1.0)
+    write_table("token_maps", maps, folder / "world.maps.parquet", PROVENANCE)
 
 
 def _write_known(run: Path) -> None:
@@ -424,6 +417,13 @@ def _write_opened(
     table = pd.DataFrame(rows).assign(**base)
     folder = run / "scores" / model
     write_table("hierarchy", table, folder / "world.hierarchy.parquet", PROVENANCE)
+    heads = table[table["node"].isin(components.query("kind == 'head'")["id"].tail(2))]
+    groups = [
+        heads.assign(level="tokens", parent=heads["node"], node=heads["node"] + f": {name}")
+        for name in ("no patch", "object", "background")
+    ]
+    tokens = pd.concat(groups).assign(share=lambda t: t["share"] / 3)
+    write_table("hierarchy", tokens, folder / "world.tokens.parquet", PROVENANCE)
     rows = []
     for directions, speed in (("texts", 0.3), ("pca", 0.5), ("random", 0.1)):
         for texts in (-1, 0, 1, 2, 5, 10):
@@ -548,7 +548,7 @@ def _write_heatmaps(run: Path, model: str, images: list[str], rng: np.random.Gen
     write_table("heatmaps", table, folder / "world.parquet", PROVENANCE)
 
 
-def _write_segmentation(run: Path, model: str, rng: np.random.Generator) -> None:
+def _write_segmentation(run: Path, model: str, images: list[str], rng: np.random.Generator) -> None:
     rows = []
     for protocol in ("C", "V"):
         for method, level in (("decomposition", 0.6), ("raw_attention", 0.45), ("area", 0.2)):
@@ -580,6 +580,40 @@ def _write_segmentation(run: Path, model: str, rng: np.random.Generator) -> None
         run / "applications" / "segmentation" / model / "world.parquet",
         PROVENANCE,
     )
+    _write_segmentation_examples(run, model, images)
+
+
+def _write_segmentation_examples(run: Path, model: str, images: list[str]) -> None:
+    folder = run / "applications" / "segmentation" / model
+    (folder / "world").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for place, (name, iou) in enumerate({"best": 0.9, "median": 0.6, "worst": 0.1}.items()):
+        Image.new("RGB", (320, 280), (40 + 60 * place, 90, 120)).save(folder / f"world/{name}.png")
+        rows.append((model, "world", name, images[place], iou, f"world/{name}.png"))
+    columns = ["model", "dataset", "place", "image_id", "iou_object", "file"]
+    table = pd.DataFrame(rows, columns=columns)
+    write_table("segmentation_examples", table, folder / "world.examples.parquet", PROVENANCE)
+
+
+def _write_codes(
+    run: Path, model: str, components: pd.DataFrame, images: list[str], rng: np.random.Generator
+) -> None:
+    codes, carriers = [], []
+    heads = components[components["kind"] == "head"]
+    base = {"model": model, "dataset": "world"}
+    for image in images[:8]:
+        for rank, feature in enumerate(FEATURES):
+            text = f"a picture of {rng.choice(FACTORS[feature])}"
+            row = base | {"image_id": image, "rank": rank, "text": text}
+            weight = {"weight": 0.5 - 0.1 * rank, "explained": 0.3 + 0.1 * rank}
+            codes.append(row | {"category": feature} | weight)
+            for order, part in enumerate(heads.sample(2, random_state=rank).itertuples()):
+                own = {"order": order, "component": part.component, "id": part.id}
+                carriers.append(row | own | {"share": 0.6 - 0.2 * order})
+    folder = run / "applications" / "codes" / model
+    write_table("codes", pd.DataFrame(codes), folder / "world.parquet", PROVENANCE)
+    table = pd.DataFrame(carriers)
+    write_table("code_carriers", table, folder / "world.carriers.parquet", PROVENANCE)
 
 
 def _write_spurious(
@@ -610,8 +644,20 @@ def _write_spurious(
         add("random", draw, noise, list(rng.choice(ids, 2, replace=False)))
     names = ["model", "dataset", "method", "components", "draw", "group", "accuracy", "n"]
     table = pd.DataFrame(rows, columns=[*names, "ablated"])
-    path = run / "applications" / "spurious" / model / "spurious.parquet"
-    write_table("spurious", table, path, PROVENANCE)
+    folder = run / "applications" / "spurious" / model
+    write_table("spurious", table, folder / "spurious.parquet", PROVENANCE)
+    keys = ["model", "dataset", "method", "group"]
+    means = table.groupby(keys, sort=False)[["components", "accuracy"]].mean().reset_index()
+    full = means[means["method"] == "full"].set_index("group")["accuracy"]
+    means["gain"] = means["accuracy"] - means["group"].map(full)
+    for name in ("accuracy", "gain"):
+        means[f"{name}_low"], means[f"{name}_high"] = means[name] - 0.05, means[name] + 0.05
+    write_table(
+        "spurious_summary",
+        means.astype({"components": float}).assign(seeds=20),
+        folder / "spurious.summary.parquet",
+        PROVENANCE,
+    )
 
 
 def _write_benchmarks(run: Path, model: str, rng: np.random.Generator) -> None:

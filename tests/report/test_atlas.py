@@ -1,8 +1,12 @@
+import base64
+
+import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline_lib.report.atlas import NO_ROLE, atlas, role_of, roles, rows_of
+from pipeline_lib.report.atlas import atlas, rows_of
 from pipeline_lib.report.pictures import PictureBook
+from pipeline_lib.roles import NO_ROLE
 
 
 def parts(*rows):
@@ -44,27 +48,6 @@ def test_no_two_components_share_a_place(run):
         assert len(set(places)) == len(places)
 
 
-@pytest.mark.parametrize(
-    ("categories", "category", "count"),
-    [
-        (["colour"] * 7 + ["shape"] * 3, "colour", 7),
-        (["colour"] * 4 + ["shape"] * 3 + ["scene"] * 3, NO_ROLE, 4),  # under half
-        (["colour"] * 5 + ["shape"] * 5, NO_ROLE, 5),  # no lead
-        (["colour"] * 10 + ["shape"] * 90, "colour", 10),  # only the first ten count
-        ([], NO_ROLE, 0),
-    ],
-)
-def test_role(categories, category, count):
-    found = role_of(categories)
-    assert (found["category"], found["count"]) == (category, count)
-
-
-def test_roles_have_one_row_for_each_labelled_component(run):
-    found = roles(run)
-    labelled = run["labels"][["model", "component"]].drop_duplicates()
-    assert len(found) == len(labelled)
-
-
 def test_payload_holds_the_tables_numbers(run):
     book = PictureBook(run.root, run.folders, run["manifest"])
     data = atlas(run, book)
@@ -74,7 +57,8 @@ def test_payload_holds_the_tables_numbers(run):
     rows = run["scores"].query("model == 'deit' and id == 'blocks.5.attn/head1'")
     scores = rows.set_index("feature")["score"]
     for feature in data["features"]:
-        value, low, high = card["values"][f"score:{feature}"]
+        value, low, high, p_value = card["values"][f"score:{feature}"]
+        assert p_value == 0.01
         assert value == pytest.approx(scores[feature], rel=1e-3)
         assert low < value < high
     single = run["ablation"].query("model == 'deit' and target == 'shape'")
@@ -83,4 +67,34 @@ def test_payload_holds_the_tables_numbers(run):
     assert card["values"]["drop:shape"] == [pytest.approx(full - without, rel=1e-3, abs=1e-6)]
     assert len(card["texts"]) == 6 and len(card["images"]) == 6
     assert {near[0] for near in card["near"]} == {"clip-small", "swin"}
+    similarity = [near[2] for near in card["near"]]
+    assert similarity == sorted(similarity, reverse=True)
     assert deit["bias"]["role"] is None and deit["bias"]["texts"] == []
+
+
+def test_the_role_is_the_tables(run):
+    book = PictureBook(run.root, run.folders, run["manifest"])
+    data = atlas(run, book)
+    table = run["roles"].set_index(["model", "id"])
+    for model in data["models"]:
+        for part in model["components"]:
+            row = table.loc[(model["name"], part["id"])] if part["role"] else None
+            if row is not None:
+                assert part["role"]["name"] == row["role"]
+                assert part["role"]["share"] == pytest.approx(row["share"], rel=1e-3)
+                assert part["role"]["of"] == row["texts"]
+    assert set(data["roles"]) == {*table["role"], NO_ROLE}
+
+
+def test_token_maps_share_a_scale_and_keep_their_signs(run):
+    book = PictureBook(run.root, run.folders, run["manifest"])
+    model = atlas(run, book)["models"][1]
+    part = next(part for part in model["components"] if part["id"] == "blocks.5.attn/head1")
+    rows = run["token_maps"].query("model == 'deit' and id == 'blocks.5.attn/head1'")
+    assert [one["image"] for one in part["maps"]] == [f"world/{i}" for i in rows["image_id"]]
+    read = [np.frombuffer(base64.b64decode(one["map"]), np.int8) for one in part["maps"]]
+    values = np.concatenate(rows["map"].to_list())
+    steps = np.concatenate(read).astype(float)
+    scale = np.abs(values).max() / np.abs(steps).max()
+    np.testing.assert_allclose(steps * scale, values, atol=0.03 * np.abs(values).max())
+    assert part["maps"][0]["crop"] == [0.1, 0.0, 0.9, 1.0]

@@ -87,7 +87,7 @@ def card(driver):
 
 def test_every_section_is_shown(opened):
     names = section_names(opened)
-    assert len(names) == 13
+    assert len(names) == 14
     for name in names:
         section = find(opened, f"#{name}")
         assert section.is_displayed() and section.size["height"] > 100, name
@@ -116,14 +116,107 @@ def test_a_component_opens_its_card(opened, run):
     labels = run["labels"].query("model == 'deit' and id == 'blocks.5.attn/head1'")
     for text in labels["text"]:
         assert text in words
-    for heading in ("Role", "Direct effect", "Share of each feature", "Texts", "Images"):
+    headings = ("Role", "Top images", "Token maps", "Texts", "Direct effect")
+    for heading in (*headings, "Share of each feature", "Most similar in other models"):
         assert heading in words
+    role = run["roles"].query("model == 'deit' and id == 'blocks.5.attn/head1'").iloc[0]
+    assert f"{100 * role['share']:.0f}\u202f%" in find(opened, "#card").text
+    assert f"p = {role['p_value']:.3f}" in find(opened, "#card").text
     assert len(find_all(opened, "#card img")) == 6
     other = find(opened, "#card .component[data-model=swin]")
     name = other.text
     other.click()
     assert find(opened, "#card h3").text == name
     assert "swin" in find(opened, "#card .where").text
+
+
+DRAWN = """
+    const done = arguments[1];
+    const look = () => {
+        const all = [...document.querySelectorAll(arguments[0])].map(canvas => {
+            const [width, height] = [canvas.width, canvas.height];
+            const data = canvas.getContext('2d').getImageData(0, 0, width, height).data;
+            let colourful = 0, opaque = 0;
+            for (let i = 0; i < data.length; i += 4) {
+                opaque += data[i + 3] === 255;
+                colourful += Math.abs(data[i] - data[i + 2]) > 40;
+            }
+            return [4 * opaque / data.length, 4 * colourful / data.length];
+        });
+        if (all.length && all.every(([opaque]) => opaque > 0.9)) done(all);
+        else setTimeout(look, 50);
+    };
+    look();
+"""
+
+
+def test_a_card_draws_token_maps_over_three_images(opened):
+    find(opened, ".model-map[data-model=deit] .cell[data-id='blocks.5.attn/head1']").click()
+    drawn = opened.execute_async_script(DRAWN, "#card .token-maps canvas")
+    assert len(drawn) == 3
+    assert all(0.05 < colourful for _, colourful in drawn)  # a map, not the grey picture alone
+    names = [canvas.get_attribute("aria-label") for canvas in find_all(opened, "#card canvas")]
+    assert all("blocks.5.attn/head1" in name for name in names)
+
+
+def test_a_component_without_patches_says_so(opened):
+    find(opened, ".model-map[data-model=deit] .cell[data-id='blocks.5.mlp']").click()
+    assert not find_all(opened, "#card canvas")
+    assert "takes nothing from single patches" in card(opened).text
+
+
+def test_the_first_screen_shows_what_it_says(opened):
+    titles = [title.text for title in find_all(opened, ".findings h3")]
+    assert titles == ["One feature, one head", "A cue taken out", "Search by one property"]
+    assert len(opened.execute_async_script(DRAWN, ".exhibit canvas")) == 3
+    assert len(shown(opened, ".exhibit .picture")) == 4
+    assert shown(opened, ".exhibit .panel svg")
+
+
+def test_a_text_of_an_image_leads_to_the_card_of_its_carrier(opened):
+    carrier = find(opened, "#block-concept-codes .carriers .component")
+    name = carrier.get_attribute("data-component")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", carrier)
+    carrier.click()
+    assert find(opened, "#card h3").text == name
+
+
+def test_a_model_opens_level_by_level(opened):
+    def branches():
+        return [b.text.split("\n")[0] for b in shown(opened, "#block-tree .branch-title")]
+
+    assert any(title.startswith("block 3") for title in branches())
+    assert "object" not in branches()
+    opened.execute_script(
+        "document.querySelectorAll('#block-tree details').forEach(d => { d.open = true; })"
+    )
+    assert {"object", "background", "no patch"} <= {
+        title.split(" a photo")[0] for title in branches()
+    }
+
+
+def test_focus_starts_with_the_skip_link_and_is_seen(opened):
+    press(opened, "TAB")
+    assert "skip" in opened.switch_to.active_element.get_attribute("class")
+    assert opened.switch_to.active_element.rect["x"] >= 0
+    for _ in range(12):
+        press(opened, "TAB")
+        active = opened.switch_to.active_element
+        assert active.value_of_css_property("outline-style") == "solid"
+        assert active.is_displayed()
+
+
+def test_every_control_has_a_name(opened):
+    find(opened, ".model-map[data-model=deit] .cell").click()
+    script = """
+        const named = (e) => (e.getAttribute('aria-label') || e.textContent || '').trim()
+            || (e.labels && [...e.labels].map(l => l.textContent).join('').trim());
+        const kinds = 'a, button, input, select, summary, [tabindex="0"]';
+        const nameless = [...document.querySelectorAll(kinds)].filter(e => !named(e));
+        return nameless.map(e => e.outerHTML.slice(0, 120));
+    """
+    assert opened.execute_script(script) == []
+    assert opened.execute_script("return document.getElementById('card-title').textContent")
 
 
 def test_a_card_can_be_reached_and_left_by_keyboard(opened):

@@ -2,10 +2,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
+from pipeline_lib.decomposition import decompose
 from pipeline_lib.errors import ArtifactError
 from pipeline_lib.maps import Maps, identity_maps
-from pipeline_lib.report.cards import exactness, neighbours, top_images
+from pipeline_lib.models import load_model
+from pipeline_lib.report.cards import exactness, text_directions, top_images
+from pipeline_lib.report.token_maps import component_token_maps, crop_of
 
 
 class FakeDump:
@@ -47,63 +51,93 @@ def test_exactness_is_the_distribution_of_the_stored_error():
     assert row["percentiles"] == pytest.approx(np.arange(101) * 1e-7, rel=1e-4)
 
 
-def test_top_images_are_those_written_most_along_the_text():
+def directions_of(maps, table, texts):
+    return text_directions(maps, table, texts, components=len(table))
+
+
+def test_top_images_are_those_written_most_along_the_direction():
     values = np.zeros((4, 2, 2))
     values[:, 0] = [[3, 0], [1, 9], [2, 0], [0, 0]]  # read along the first axis
     values[:, 1] = [[9, 0], [0, 1], [0, 3], [0, 2]]  # along the second
-    found = top_images(
-        FakeDump(values), identity_maps(2), labels((0, "x"), (1, "y")), pool(x=[1, 0], y=[0, 1]), 2
-    )
+    along = {0: np.array([1.0, 0.0]), 1: np.array([0.0, 1.0])}
+    found = top_images(FakeDump(values), labels((0, "x"), (1, "y")), along, 2)
     assert found.query("component == 0")["image_id"].tolist() == ["i0", "i2"]
     assert found.query("component == 1")["image_id"].tolist() == ["i2", "i3"]
     spread = np.std([3, 1, 2, 0])
     assert found["score"].iloc[0] == pytest.approx((3 - 1.5) / spread, rel=1e-5)
 
 
-def test_top_images_go_through_the_map_of_the_component():
-    values = np.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+def test_directions_leave_out_what_all_texts_share():
+    texts = pool(x=[9, 3, 0], y=[9, 0, 3], z=[9, -3, -3])
+    found = directions_of(identity_maps(3), labels((0, "x"), (1, "y")), texts)
+    np.testing.assert_allclose(found[0], [0, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(found[1], [0, 0, 1], atol=1e-6)
+
+
+def test_directions_go_through_the_map_of_the_component():
     swap = Maps("ridge", torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), torch.zeros(2))
-    found = top_images(FakeDump(values), swap, labels((0, "x")), pool(x=[1, 0]), 1)
-    assert found["image_id"].tolist() == ["i1"]
+    found = directions_of(swap, labels((0, "x")), pool(x=[1, 0], y=[-1, 0]))
+    np.testing.assert_allclose(found[0], [0, 1], atol=1e-6)
 
 
 def test_a_text_without_embedding_is_named():
     with pytest.raises(ArtifactError, match="'lost'"):
-        top_images(
-            FakeDump(np.zeros((2, 1, 2))), identity_maps(2), labels((0, "lost")), pool(x=[1, 0]), 1
-        )
+        directions_of(identity_maps(2), labels((0, "lost")), pool(x=[1, 0], y=[0, 1]))
 
 
-def test_a_rotated_copy_is_the_nearest_neighbour():
-    rng = np.random.default_rng(0)
-    one = rng.normal(size=(60, 3, 6))
-    turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    other = rng.normal(size=(60, 3, 6))
-    other[:, 2] = 5 * one[:, 0] @ turn + 3  # turned, scaled and shifted: the same geometry
-    found = neighbours({"a": FakeDump(one), "b": FakeDump(other)})
-    best = found.query("model == 'a' and component == 0").iloc[0]
-    assert best["other_component"] == 2
-    assert best["similarity"] == pytest.approx(1.0, abs=1e-5)
-    chance = found.query("model == 'a' and component != 0")["similarity"]
-    assert (chance.abs() < 0.3).all()
+# Token maps
 
 
-def test_constant_components_have_no_neighbours():
+@pytest.fixture(scope="module")
+def model():
+    """A small model with class token, whose MLP is read at that token only."""
+    torch.manual_seed(0)
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    return load_model("timm:vit_tiny_patch16_224", pretrained=False, num_classes=0, **sizes)
+
+
+def picture(name):
+    noise = np.random.default_rng(int(name)).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def top(*rows):
+    columns = ["component", "id", "text", "rank", "image_id", "score"]
+    return pd.DataFrame([(*row, 1.0) for row in rows], columns=columns)
+
+
+def test_token_maps_are_the_heads_own_share_of_the_direction(model):
+    parts = decompose(model, torch.stack([model.preprocess(picture("3"))]))
+    heads = parts.components[parts.components["kind"] == "head"]["component"].tolist()
+    mlp = int(parts.components.index[parts.components["kind"] == "mlp"][0])
     rng = np.random.default_rng(1)
-    values = rng.normal(size=(20, 2, 4))
-    values[:, 1] = 7.0
-    found = neighbours({"a": FakeDump(values), "b": FakeDump(values)})
-    assert set(found["component"]) == {0} and set(found["other_component"]) == {0}
+    along = {c: rng.normal(size=parts.values.shape[-1]) for c in [*heads, mlp]}
+    asked = [(c, f"part{c}", "a text", rank, str(3 + rank)) for c in along for rank in range(5)]
+    found = component_token_maps(model, picture, top(*asked), along)
+    assert set(found["component"]) == set(heads)  # the class token takes nothing else from patches
+    assert sorted(set(found["rank"])) == [0, 1, 2]
+    for row in found.query("rank == 0").itertuples():
+        assert (row.rows, row.columns, len(row.map)) == (4, 4, 16)
+        whole = decompose(model, torch.stack([model.preprocess(picture("3"))]), per="token")
+        tokens = whole.values[0, row.component] @ torch.tensor(along[row.component]).float()
+        np.testing.assert_allclose(row.map, tokens[whole.token_index], rtol=1e-4, atol=1e-6)
+        share = parts.values[0, row.component].double() @ torch.tensor(along[row.component])
+        assert float(tokens.sum()) == pytest.approx(float(share), rel=1e-3, abs=1e-5)
 
 
-def test_dumps_of_different_images_are_refused():
-    values = np.zeros((10, 1, 2))
-    one, other = FakeDump(values), FakeDump(values, [f"j{k}" for k in range(10)])
-    with pytest.raises(ArtifactError, match="different images"):
-        neighbours({"a": one, "b": other})
+class Cropping:
+    """A model that resizes the shorter side to 50 and takes the middle 40 by 40 pixels."""
+
+    def preprocess_mask(self, mask):
+        width, height = mask.size
+        scale = 50 / min(mask.size)
+        mask = mask.resize((round(width * scale), round(height * scale)), Image.Resampling.NEAREST)
+        left, top = (mask.size[0] - 40) // 2, (mask.size[1] - 40) // 2
+        return np.asarray(mask.crop((left, top, left + 40, top + 40)))
 
 
-def test_too_few_images_give_no_row_and_a_warning(caplog):
-    values = np.random.default_rng(2).normal(size=(3, 1, 2))
-    found = neighbours({"a": FakeDump(values), "b": FakeDump(values)})
-    assert found.empty and "too few" in caplog.text
+def test_the_crop_is_found_whatever_the_geometry():
+    found = crop_of(Cropping(), (200, 100))
+    np.testing.assert_allclose(found, (0.3, 0.1, 0.7, 0.9), atol=0.01)
+    upright = crop_of(Cropping(), (100, 200))
+    np.testing.assert_allclose(upright, (0.1, 0.3, 0.9, 0.7), atol=0.01)

@@ -3,7 +3,8 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from pipeline_lib.report.findings import find_all, first_screen, specialists, spurious_change
+from pipeline_lib.report.findings import find_all, first_screen, specialists
+from pipeline_lib.significance import add_margins
 
 
 def with_table(run, **tables):
@@ -11,8 +12,12 @@ def with_table(run, **tables):
 
 
 def scores(*rows):
+    """Rows of table `scores` with their margins, and intervals of two points."""
     columns = ["model", "component", "id", "kind", "feature", "score"]
-    return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns)
+    table = table.assign(low=table["score"] - 0.01, high=table["score"] + 0.01)
+    parts = [add_margins(part) for _, part in table.groupby("model")]
+    return pd.concat(parts, ignore_index=True)
 
 
 def test_first_screen_has_three_findings_in_order(run):
@@ -23,13 +28,13 @@ def test_first_screen_has_three_findings_in_order(run):
 def test_every_stage_of_a_full_run_has_a_finding(run):
     assert set(find_all(run)) == {
         "manifest", "features", "contributions", "maps", "scores",
-        "ablation", "retrieval", "heatmaps", "segmentation", "spurious",
+        "ablation", "retrieval", "heatmaps", "segmentation", "spurious", "codes",
     }  # fmt: skip
 
 
 def test_a_run_without_applications_falls_back(run):
     empty = {name: run[name].iloc[:0] for name in ("ablation", "retrieval", "heatmaps",
-                                                   "segmentation", "spurious")}  # fmt: skip
+                                                   "segmentation", "spurious_summary")}  # fmt: skip
     shown = [finding.section for finding in first_screen(find_all(with_table(run, **empty)))]
     assert shown == ["scores", "maps"]
 
@@ -48,31 +53,42 @@ def test_the_specialist_is_the_one_with_the_largest_margin(run):
     assert "g1" in text and "<b>95\u202f%</b>" in text and "<b>shape</b>" in text
 
 
-def spurious(*rows):
-    columns = ["model", "method", "draw", "group", "accuracy"]
-    return pd.DataFrame(rows, columns=columns).assign(components=3, n=50)
+def summary(*rows):
+    columns = ["model", "method", "group", "gain", "gain_low", "gain_high"]
+    return pd.DataFrame(rows, columns=columns).assign(components=3.0)
 
 
-def test_spurious_change_is_against_the_full_model_and_over_draws():
-    table = spurious(
-        ("a", "full", 0, "worst", 0.6), ("a", "ablated", 0, "worst", 0.7),
-        ("a", "random", 0, "worst", 0.5), ("a", "random", 1, "worst", 0.6),
-        ("a", "full", 0, "test", 0.9), ("a", "ablated", 0, "test", 0.2),
+def test_a_loss_is_told_as_a_loss_beside_its_controls(run):
+    table = summary(
+        ("a", "full", "worst", 0.0, 0.0, 0.0),
+        ("a", "ablated", "worst", -0.1, -0.2, -0.05), ("a", "ablated", "test", -0.05, -0.1, 0.1),
+        ("a", "random", "worst", -0.02, -0.1, 0.1),
     )  # fmt: skip
-    change = spurious_change(table, "worst")
-    assert change.loc["a", "ablated"] == pytest.approx(0.1)
-    assert change.loc["a", "random"] == pytest.approx(-0.05)
-
-
-def test_a_loss_is_told_as_a_loss(run):
-    table = spurious(
-        ("a", "full", 0, "worst", 0.6), ("a", "ablated", 0, "worst", 0.5),
-        ("a", "full", 0, "test", 0.9), ("a", "ablated", 0, "test", 0.85),
-    )  # fmt: skip
-    text = find_all(with_table(run, spurious=table))["spurious"].text
-    assert "<b>−10.0 points</b>" in text
+    text = find_all(with_table(run, spurious_summary=table))["spurious"].text
+    assert "<b>−10.0 points</b>" in text and "excludes zero in 1 of 1 model;" in text
     assert "test accuracy changes by −5.0 points" in text
+    assert "random components change the worst group by −2.0 points" in text
     assert "3 components" in text
+
+
+def test_a_gain_within_its_interval_is_not_counted(run):
+    table = summary(
+        ("a", "ablated", "worst", 0.1, -0.02, 0.2), ("b", "ablated", "worst", 0.3, 0.1, 0.4),
+    )  # fmt: skip
+    text = find_all(with_table(run, spurious_summary=table))["spurious"].text
+    assert "<b>+20.0 points</b>" in text and "from +10.0 points (a) to +30.0 points (b)" in text
+    assert "excludes zero in 1 of 2 models" in text
+
+
+def test_the_best_other_way_to_search_is_named(run):
+    ways = {"components": 0.6, "representation": 0.4, "random": 0.2, "subspace": 0.9, "chance": 1.0}
+    base = {"model": "a", "query": "text", "feature": "x", "measured": "x", "k": 10}
+    table = pd.DataFrame([base | {"method": m, "precision": p} for m, p in ways.items()])
+    text = find_all(with_table(run, retrieval=table))["retrieval"].text
+    assert (
+        "<b>60\u202f%</b>" in text
+        and "90\u202f% for the next best way, subspace of its texts" in text
+    )
 
 
 def test_segmentation_counts_wins_against_every_baseline(run):

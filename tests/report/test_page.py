@@ -1,20 +1,26 @@
 import dataclasses
 import json
 import re
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from synthetic import PROVENANCE
 
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.errors import ArtifactError, DataError
 from pipeline_lib.report import page as pages
+from pipeline_lib.report.blocks import GalleryRow, Picture
 from pipeline_lib.report.collect import collect, expected_figures
 from pipeline_lib.report.page import render_page, script_json, write_report
 from pipeline_lib.report.pictures import PictureBook
+from pipeline_lib.report.sheet import SIDE, sheet
+from pipeline_lib.report.style import PALETTE
 
 CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
 HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'>\"'&$x$"
@@ -53,7 +59,7 @@ def test_sections_stand_in_the_order_of_the_stages(outline):
     sections = [found["id"] for tag, found in outline.elements if tag == "section"]
     assert sections == [
         "overview", "manifest", "features", "contributions", "maps", "scores", "applications",
-        "ablation", "retrieval", "heatmaps", "segmentation", "spurious", "provenance",
+        "ablation", "retrieval", "heatmaps", "segmentation", "spurious", "codes", "provenance",
     ]  # fmt: skip
 
 
@@ -65,7 +71,7 @@ def test_nothing_points_outside(outline, page):
     for tag, found in outline.elements:
         for name in ("src", "href", "action", "xlink:href"):
             target = found.get(name) or ""
-            inside = not target or target.startswith(("#", "data:", "../"))
+            inside = not target or target.startswith(("#", "data:", "../", "pictures.zip"))
             assert inside, f"<{tag} {name}={target!r}>"
     assert "@import" not in page.read_text("utf-8")
 
@@ -78,7 +84,9 @@ def test_links_to_tables_lead_to_files(outline, page):
 
 
 def test_every_figure_and_gallery_is_captioned(outline, page):
-    blocks = re.findall(r'<div class="block (figure|gallery|atlas|tree)"', page.read_text("utf-8"))
+    blocks = re.findall(
+        r'<div class="block (figure|gallery|readings|atlas|tree)"', page.read_text("utf-8")
+    )
     captions = [found for tag, found in outline.elements if found.get("class") == "caption"]
     assert len(blocks) >= 12 and len(captions) >= len(blocks)
 
@@ -87,9 +95,77 @@ def test_every_picture_asked_for_is_embedded(outline):
     wanted = {found["data-picture"] for _, found in outline.elements if "data-picture" in found}
     images = json.loads(outline.data["images"])
     cards = json.loads(outline.data["atlas"])["models"]
-    wanted |= {key for model in cards for part in model["components"] for key in part["images"]}
+    for part in (part for model in cards for part in model["components"]):
+        wanted |= {*part["images"], *(one["image"] for one in part["maps"])}
     assert wanted == set(images)
     assert all(uri.startswith("data:image/webp;base64,") for uri, _ in images.values())
+
+
+def test_pictures_lie_beside_the_page_at_full_size(outline, page, folder, run):
+    with zipfile.ZipFile(page.parent / "pictures.zip") as archive:
+        names = archive.namelist()
+        listed = pd.read_csv(archive.open("pictures.csv"))
+        inside = {name for name in names if name.startswith("images/")}
+        for name in inside:
+            dataset, path = name.removeprefix("images/").split("/", 1)
+            original = folder / "world" / dataset / path
+            assert archive.read(name) == original.read_bytes()
+        best = archive.read("segmentation/deit/world/best.png")
+    original = folder / "applications/segmentation/deit/world/best.png"
+    assert best == original.read_bytes()
+    assert len(names) == len(set(names)) and set(listed["file"]) <= set(names)
+    assert len({name for name in names if name.startswith("heatmaps/")}) == 18
+    parts = set(listed["part of the page"])
+    assert {"Images found", "Token heat maps", "Card of a component"} <= parts
+    found = listed[listed["part of the page"] == "Images found"]
+    assert set(found["right"].dropna().astype(str)) == {"True", "False"}
+    assert {f"sheets/retrieval-examples/{model}.webp" for model in run.models} <= set(names)
+    assert any(found.get("href") == "pictures.zip" for _, found in outline.elements)
+
+
+def test_a_sheet_marks_what_is_right_and_what_is_wrong():
+    pictures = {"small": Image.new("RGB", (64, 64), "white"), "wide": Image.new("RGB", (512, 256))}
+    row = GalleryRow("a title", [Picture("small", "", True), Picture("wide", "", False)], "", None)
+    drawn = np.asarray(sheet([row, row], pictures.__getitem__))
+    assert drawn.shape[1] > 2 * SIDE and drawn.shape[0] > 2 * SIDE
+    for role in ("c3", "c4"):
+        tone = [int(PALETTE[role][0][i : i + 2], 16) for i in (1, 3, 5)]
+        assert (drawn == tone).all(axis=2).sum() > 2 * 4 * 256  # frames on both rows
+    assert not (drawn[:, : SIDE + 12] == [186, 77, 0]).all(axis=2).any()  # the first is right
+
+
+def test_the_same_run_gives_the_same_archive(run, page, tmp_path):
+    other = write_report(run, tmp_path).parent / "pictures.zip"
+    assert other.read_bytes() == (page.parent / "pictures.zip").read_bytes()
+
+
+def test_a_model_opens_from_the_representation_to_the_tokens(run):
+    """Shares of the parts of a part add up to its own, at every level and for every feature."""
+    tree = next(block for block in render_page(run).blocks if block.kind == "tree")
+    depth = 0
+
+    def check(branch, level):
+        nonlocal depth
+        depth = max(depth, level)
+        for name, share in branch.shares.items() if branch.children else ():
+            below = [child.shares[name] for child in branch.children if name in child.shares]
+            assert not below or sum(below) == pytest.approx(share, abs=1e-9), branch.title
+        for child in branch.children:
+            check(child, level + 1)
+
+    for branch in tree.tabs.values():
+        check(branch, 0)
+        assert branch.shares["colour"] == pytest.approx(1.0)
+    assert depth == 4  # representation, stage, block, head, tokens
+    titles = {leaf.title for leaf in leaves(tree.tabs["deit"])}
+    assert {"object", "background", "no patch", "stem", "bias"} <= titles
+
+
+def leaves(branch):
+    """Branches that do not open further."""
+    if not branch.children:
+        return [branch]
+    return [leaf for child in branch.children for leaf in leaves(child)]
 
 
 def test_rejected_files_are_listed_with_their_reasons(page):
@@ -122,32 +198,33 @@ def test_every_figure_has_a_caption_for_snakemakes_report(run):
 
 def test_stages_that_are_off_say_so_and_the_same_run_gives_the_same_page(one_model):
     run = collect(one_model("ablation", scores=None))
-    html, figures = render_page(run)
-    assert render_page(run)[0] == html
-    assert html.count("Not run:") == 5  # scores and four applications
-    assert "`applications.spurious` is not set in the configuration" in html
-    assert {figure.name for figure in figures} == set(
+    page = render_page(run)
+    assert render_page(run).html == page.html
+    assert page.html.count("Not run:") == 6  # scores and five applications
+    assert "`applications.spurious` is not set in the configuration" in page.html
+    assert {figure.name for figure in page.figures} == set(
         expected_figures(one_model("ablation", scores=None))
     )
 
 
-def test_optional_tables_may_be_absent_and_a_model_may_have_no_heads(one_model):
+def test_tables_may_be_empty_and_a_model_may_have_no_heads(one_model):
     run = collect(one_model("retrieval", "heatmaps"))
-    absent = ("exactness", "top_images", "neighbours", "retrieval_examples", "rejected")
+    absent = ("exactness", "top_images", "token_maps", "counterparts", "retrieval_examples")
+    absent += ("rejected",)
     bare = {name: run[name].iloc[:0] for name in absent}
     bare["heatmaps"] = run["heatmaps"].assign(mass=float("nan"), area=float("nan"))
-    for name in ("components", "labels", "scores"):
+    for name in ("components", "labels", "scores", "roles"):
         bare[name] = run[name][run[name]["kind"] != "head"]
-    html, figures = render_page(dataclasses.replace(run, tables=dict(run.tables) | bare))
-    assert "No file was rejected." in html
-    assert "What the heads are about" in html
-    assert "heat-on-object" not in {figure.name for figure in figures}
+    page = render_page(dataclasses.replace(run, tables=dict(run.tables) | bare))
+    assert "No file was rejected." in page.html
+    assert "What the heads are about" in page.html
+    assert "heat-on-object" not in {figure.name for figure in page.figures}
 
 
 def test_texts_of_users_stay_texts(one_model):
     run = collect(one_model("retrieval", "heatmaps", "spurious"))
     run = dataclasses.replace(run, tables={n: hostile(t) for n, t in run.tables.items()})
-    outline = Outline(render_page(run)[0])
+    outline = Outline(render_page(run).html)
     scripts = [found for tag, found in outline.elements if tag == "script"]
     assert len(scripts) == 4  # three blocks of data and the page's own
     assert not [found for tag, found in outline.elements if tag == "img" and "onerror" in found]

@@ -1,7 +1,7 @@
 # Comparison: the models of a run side by side. Reads the scores of all models, and their dumps on
 # some images; writes comparison/{dataset}.parquet (where in depth each feature lives, and how
 # concentrated it is) and comparison/{dataset}.counterparts.parquet (which component of one model
-# does what a component of another does).
+# varies over the images like which of another).
 
 
 rule comparison:
@@ -9,15 +9,12 @@ rule comparison:
         scores=lambda wildcards: score_tables("scores", wildcards.dataset),
         dumps=lambda w: [path for model in CONFIG.models for path in store_inputs(model, w.dataset)],
         manifest=lambda wildcards: manifest_of(wildcards.dataset),
-        maps=[path for model in CONFIG.models for path in maps_of(model)],
-        texts=sorted({texts_of(space_of(model)) for model in CONFIG.models if space_of(model)}),
     output:
         table=f"{RESULTS}/comparison/{{dataset}}.parquet",
         counterparts=f"{RESULTS}/comparison/{{dataset}}.counterparts.parquet",
     params:
         version=STAGE_VERSIONS["comparison"],
-        models={model: space_of(model) for model in CONFIG.models},
-        images=500,
+        models=list(CONFIG.models),
     log:
         f"{RESULTS}/logs/comparison/{{dataset}}.log",
     benchmark:

@@ -1,6 +1,7 @@
-# Report: the page. Three small rules read from the dumps what a reader wants to see of them, into
-# report/{exactness,top_images,neighbours}/; the rule `report` reads the tables of all stages and
-# writes report/index.html, which needs no other file, and its figures as SVG beside it.
+# Report: the page. Two small rules make what a reader wants to see of the dumps, into
+# report/{exactness,top_images}/; the rule `report` reads the tables of all stages and writes
+# report/index.html, which needs no other file, and beside it its figures as SVG and a .zip with its
+# pictures at full size.
 from pipeline_lib.report.collect import expected_artifacts, expected_figures
 
 
@@ -34,46 +35,39 @@ rule top_images:
         texts=lambda w: texts_of(space_of(w.model)),
     output:
         table=f"{RESULTS}/report/top_images/{{model}}/{{dataset}}.parquet",
+        maps=f"{RESULTS}/report/top_images/{{model}}/{{dataset}}.maps.parquet",
     params:
         version=STAGE_VERSIONS["report"],
+        model=lambda w: model_facts(CONFIG.models[w.model]),
         examples=CONFIG.report.examples,
     log:
         f"{RESULTS}/logs/top_images/{{model}}/{{dataset}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/top_images/{{model}}/{{dataset}}.tsv"
-    threads: 1
+    threads: MODEL_THREADS
+    resources:
+        gpu=GPU,
     script:
         "../scripts/top_images.py"
-
-
-rule neighbours:
-    input:
-        dumps=lambda w: [path for model in CONFIG.models for path in store_inputs(model, w.dataset)],
-        manifest=f"{RESULTS}/manifest/{{dataset}}/images.parquet",
-    output:
-        table=f"{RESULTS}/report/neighbours/{{dataset}}.parquet",
-    params:
-        version=STAGE_VERSIONS["report"],
-        models=list(CONFIG.models),
-    log:
-        f"{RESULTS}/logs/neighbours/{{dataset}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/neighbours/{{dataset}}.tsv"
-    threads: 2
-    script:
-        "../scripts/neighbours.py"
 
 
 rule report:
     input:
         tables=[f"{RESULTS}/{artifact.path}" for artifact in expected_artifacts(CONFIG)],
     output:
-        page=report(f"{RESULTS}/report/index.html", caption="../report/page.rst", category="Report"),
+        page=report(
+            f"{RESULTS}/report/index.html",
+            caption="../report/page.rst",
+            category="Report",
+            labels={"figure": "the whole page"},
+        ),
+        pictures=f"{RESULTS}/report/pictures.zip",
         figures=[
             report(
                 f"{RESULTS}/report/figures/{name}.svg",
                 caption=f"../report/{name}.rst",
                 category=stage.capitalize(),
+                labels={"figure": name.replace("-", " ")},
             )
             for name, stage in expected_figures(CONFIG).items()
         ],

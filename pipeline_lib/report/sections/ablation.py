@@ -18,16 +18,22 @@ from pipeline_lib.report.blocks import (
 )
 from pipeline_lib.report.charts import as_percent, legend_above
 from pipeline_lib.report.collect import Run
-from pipeline_lib.report.style import LINES, Panel, colour, draw_panel, series_colour
+from pipeline_lib.report.style import LINES, Panel, colour, draw_panel
 from pipeline_lib.report.words import images_of, listed, percent, plural, spaced
 
 #: Rows of singly ablated components that the page lists for each model.
 TOP_SINGLE = 5
-_Side = Literal["left", "right"]
-_CURVES = {"from_input": "from the input", "from_output": "from the output"}
+_Side = Literal["top", "bottom"]
+#: Curves with their words and colours.
+_CURVES = {
+    "from_input": ("from the input", "c1"),
+    "from_output": ("from the output", "c2"),
+    "by_effect": ("largest effect first", "c4"),
+    "random": ("random order", "faint"),
+}
 _LEVELS: dict[str, tuple[str, _Side]] = {
-    "all_mlp": ("all MLPs", "right"),
-    "all_attention": ("all attention", "left"),
+    "all_mlp": ("all MLPs", "bottom"),
+    "all_attention": ("all attention", "top"),
 }
 
 
@@ -39,15 +45,16 @@ def ablation_blocks(run: Run) -> list[Block]:
 def _curves(run: Run) -> Figure:
     table = run["ablation"]
     panels = [_curve_panel(table[table["model"] == name], name) for name in run.models_in(table)]
-    targets = [str(name) for name in dict.fromkeys(table["target"])]
+    targets = [spaced(str(name)) for name in dict.fromkeys(table["target"])]
     settings = run.config["applications"]["ablation"]
-    tasks = f" ({listed(targets)}: thin; their mean: thick)" if len(targets) > 1 else ""
+    tasks = f", mean over {listed(targets)}," if len(targets) > 1 else ""
     return Figure(
         "ablation",
         "Accuracy while layers are ablated",
         Caption(
-            f"Accuracy{tasks} as layers are ablated from the input on and from the output back; "
-            "dotted: all MLPs, or all attention.",
+            f"Accuracy{tasks} as layers are ablated from the input on, from the output back and in "
+            "random order, and as components are ablated, the largest direct effect first; dotted: "
+            "all MLPs, or all attention. Pale: 95\u202f% intervals over images.",
             "The direct effect of each ablated component is replaced by its mean over "
             f"{images_of(settings['reference_split'])}. Classifiers: "
             f"{_classifiers(run, table)}.",
@@ -71,13 +78,13 @@ def _classifiers(run: Run, table: pd.DataFrame) -> str:
 
 def _curve_panel(part: pd.DataFrame, model: str) -> Panel:
     def draw(axes: Axes) -> None:
-        for place, (curve, words) in enumerate(_CURVES.items()):
-            _draw_curve(axes, part[part["curve"] == curve], words, place)
+        for place, (curve, (words, tone)) in enumerate(_CURVES.items()):
+            _draw_curve(axes, part[part["curve"] == curve], words, colour(tone), place)
         for curve, (words, side) in _LEVELS.items():
             _draw_level(axes, part.loc[part["curve"] == curve, "accuracy"], words, side)
         axes.set_ylim(0, 1.02)
         axes.set_xlim(0, 1)
-        axes.set_xlabel("layers ablated")
+        axes.set_xlabel("layers or components ablated")
         as_percent(axes, "x")
         as_percent(axes, "y")
         axes.grid(axis="y")
@@ -86,30 +93,27 @@ def _curve_panel(part: pd.DataFrame, model: str) -> Panel:
     return draw_panel(draw, model, 3.0, 2.6)
 
 
-def _draw_curve(axes: Axes, steps: pd.DataFrame, words: str, place: int) -> None:
-    """Mean over the tasks as a thick line, each task as a thin one."""
-    if steps.empty:
-        return
-    shade, last = series_colour(place), max(1, steps["step"].max())
-    tasks = steps.pivot_table(index="step", columns="target", values="accuracy", sort=False)
-    if tasks.shape[1] > 1:
-        for values in tasks.to_numpy().T:
-            axes.plot(tasks.index / last, values, color=shade, linewidth=0.8, alpha=0.35)
-    mean = tasks.mean(axis=1)
-    axes.plot(mean.index / last, mean, color=shade, linestyle=LINES[place], label=words)
+def _draw_curve(axes: Axes, steps: pd.DataFrame, words: str, tone: str, place: int) -> None:
+    """Mean over the tasks against the share of the steps, with that of the intervals."""
+    if len(steps):
+        mean = steps.groupby("step")[["accuracy", "low", "high"]].mean()
+        share = mean.index / max(1, steps["step"].max())
+        axes.fill_between(share, mean["low"], mean["high"], color=tone, alpha=0.12, linewidth=0)
+        axes.plot(share, mean["accuracy"], color=tone, linestyle=LINES[place], label=words)
 
 
 def _draw_level(axes: Axes, accuracy: pd.Series, words: str, side: _Side) -> None:
+    """Dotted line with its words at the right, standing on it or hanging from it."""
     if accuracy.empty:
         return
     axes.axhline(accuracy.mean(), color=colour("muted"), linestyle=(0, (1, 1.6)), linewidth=1.1)
     axes.annotate(
         words,
-        (0.01 if side == "left" else 0.99, accuracy.mean()),
-        xytext=(0, 2),
+        (0.99, accuracy.mean()),
+        xytext=(0, 2 if side == "bottom" else -2),
         textcoords="offset points",
-        ha=side,
-        va="bottom",
+        ha="right",
+        va=side,
         fontsize=7.5,
         color=colour("muted"),
     )
@@ -126,6 +130,7 @@ def _single(run: Run) -> Listing:
     )
     order = {name: place for place, name in enumerate(run.models)}
     top = top.sort_values("model", key=lambda names: names.map(order), kind="stable")
+    top["interval"] = [f"{percent(row.low)} to {percent(row.high)}" for row in top.itertuples()]
     top["component"] = [Component(row.model, row.ablated) for row in top.itertuples()]
     fields = [
         Field("model", "model", number=False),
@@ -133,6 +138,7 @@ def _single(run: Run) -> Listing:
         Field("component", "component", number=False),
         Field("full", "full model", percent),
         Field("accuracy", "without it", percent),
+        Field("interval", "95\u202f% interval"),
         Field("loss", "lost", percent),
     ]
     return Listing(

@@ -8,6 +8,7 @@ from pipeline_lib.report.blocks import Block, Section
 from pipeline_lib.report.collect import APPLICATIONS, Run
 from pipeline_lib.report.pictures import PictureBook
 from pipeline_lib.report.sections.ablation import ablation_blocks
+from pipeline_lib.report.sections.codes import codes_blocks
 from pipeline_lib.report.sections.retrieval import retrieval_blocks
 from pipeline_lib.report.sections.spurious import spurious_blocks
 from pipeline_lib.report.sections.tokens import heatmap_blocks, segmentation_blocks
@@ -18,6 +19,7 @@ TITLES = {
     "heatmaps": "Token heat maps",
     "segmentation": "Zero-shot segmentation",
     "spurious": "Spurious cues",
+    "codes": "Concept codes",
 }
 _ABOUT = {
     "ablation": "How the accuracy falls when components are replaced by their mean over images.",
@@ -25,6 +27,7 @@ _ABOUT = {
     "heatmaps": "Where in the image a text or a class gets its direct contribution from.",
     "segmentation": "The heat maps, thresholded and held against the object’s mask.",
     "spurious": "Components that carry a cue which does not hold are replaced by their means.",
+    "codes": "Single images, read as short lists of texts.",
 }
 
 
@@ -34,8 +37,9 @@ def applications_section(run: Run, book: PictureBook) -> Section:
         "ablation": lambda: ablation_blocks(run),
         "retrieval": lambda: retrieval_blocks(run, book),
         "heatmaps": lambda: heatmap_blocks(run, book),
-        "segmentation": lambda: segmentation_blocks(run),
+        "segmentation": lambda: segmentation_blocks(run, book),
         "spurious": lambda: spurious_blocks(run),
+        "codes": lambda: codes_blocks(run, book),
     }
     children = [
         Section(

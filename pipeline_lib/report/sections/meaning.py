@@ -10,14 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from pipeline_lib.report.atlas import (
-    NO_ROLE,
-    ROLE_MARGIN,
-    ROLE_SHARE,
-    ROLE_TEXTS,
-    from_input,
-    roles,
-)
 from pipeline_lib.report.blocks import (
     Atlas,
     Block,
@@ -36,14 +28,17 @@ from pipeline_lib.report.findings import specialists
 from pipeline_lib.report.sections.comparison import comparison_blocks
 from pipeline_lib.report.sections.truth import truth_blocks
 from pipeline_lib.report.style import Panel, colour, draw_panel
-from pipeline_lib.report.words import listed, percent, plural, whole
+from pipeline_lib.report.words import decimal, percent, plural, whole
+from pipeline_lib.roles import MARGIN, NO_ROLE, P_VALUE
 
 #: Share of a feature's score whose number of components is reported.
 CARRIED = 0.9
 #: Features up to which depth is drawn as lines.
 MAX_LINES = 6
 #: Heading of the share in the representation itself, beside those in the features.
-_WHOLE = "direct effect"
+_WHOLE = "all variance"
+#: Levels of the table `hierarchy`, from coarse to fine.
+_LEVELS = ("representation", "stage", "block", "component", "tokens")
 
 
 def scores_section(run: Run) -> Section:
@@ -51,12 +46,11 @@ def scores_section(run: Run) -> Section:
     reason = run.not_run.get("scores", "")
     blocks: list[Block] = []
     if not reason:
-        found = roles(run)
         blocks = [
             _atlas(run),
             _depth(run),
             _best(run),
-            _roles(run, found),
+            _roles(run),
             _explained(run),
             _tree(run),
             *truth_blocks(run),
@@ -178,20 +172,21 @@ def _depth_rows(part: pd.DataFrame, features: list[str]) -> Callable[[Axes], Non
 def _best(run: Run) -> Listing:
     scores = run["scores"]
     best = specialists(scores)
-    found = roles(run).set_index(["model", "component"])
+    roles = run["roles"].set_index(["model", "component"])
     rows = []
     for row in best.itertuples():
         part = scores[(scores["model"] == row.model) & (scores["feature"] == row.feature)]
         key = (row.model, row.component)
-        role = found.loc[key] if key in found.index else None
         rows.append(
             {
                 "model": row.model,
                 "feature": row.feature,
                 "component": Component(row.model, row.id),
                 "score": row.score,
+                "interval": f"{percent(row.low)} to {percent(row.high)}",
+                "p_value": row.p_value,
                 "other": row.other,
-                "role": _role_words(role),
+                "role": _role_words(roles.loc[key]) if key in roles.index else "–",
                 "carrying": components_carrying(part["score"].to_numpy()),
                 "of": len(part),
             }
@@ -202,9 +197,11 @@ def _best(run: Run) -> Listing:
         Field("feature", "feature", number=False),
         Field("component", "best component", number=False),
         Field("score", "its score", percent),
+        Field("interval", "95\u202f% interval"),
+        Field("p_value", "p", decimal),
         Field("other", "its next feature", percent),
         Field("role", "role by its texts", number=False),
-        Field("carrying", f"carry {100 * CARRIED:.0f} %", whole),
+        Field("carrying", f"carry {100 * CARRIED:.0f}\u202f%", whole),
         Field("of", "of", whole),
     ]
     return Listing(
@@ -212,9 +209,13 @@ def _best(run: Run) -> Listing:
         "Best component of each feature",
         Caption(
             "For each model and feature: the component with the highest score, its highest score "
-            f"for any other feature, and how many components carry {100 * CARRIED:.0f} % together.",
-            "Components are added from the highest score down until the share is reached.",
+            f"for any other feature, and how few components carry {100 * CARRIED:.0f}\u202f% "
+            "together.",
+            "Intervals by redrawing the images; p: share of random subspaces in which the "
+            "component scores as high. Components are added from the highest score down until the "
+            "share is reached.",
             _images(run),
+            "The highest of many scores is partly luck: the interval is that of one component.",
         ),
         fields,
         data,
@@ -222,12 +223,10 @@ def _best(run: Run) -> Listing:
     )
 
 
-def _role_words(role: pd.Series | None) -> str:
-    if role is None:
-        return "–"
-    if role["category"] == NO_ROLE:
+def _role_words(role: pd.Series) -> str:
+    if role["role"] == NO_ROLE:
         return NO_ROLE
-    return f"{role['category']} ({role['count']} of {role['of']} texts)"
+    return f"{role['role']} ({percent(role['share'], 0)})"
 
 
 def components_carrying(scores: np.ndarray, share: float = CARRIED) -> int:
@@ -241,9 +240,9 @@ def components_carrying(scores: np.ndarray, share: float = CARRIED) -> int:
     return int(reached[0]) + 1 if len(reached) else len(scores)
 
 
-def _roles(run: Run, found: pd.DataFrame) -> Figure:
-    heads = found[found["kind"].isin(["head", "attention"])]
-    counts = heads.groupby(["model", "category"]).size().unstack(fill_value=0)
+def _roles(run: Run) -> Figure:
+    heads = run["roles"][run["roles"]["kind"].isin(["head", "attention"])]
+    counts = heads.groupby(["model", "role"]).size().unstack(fill_value=0)
     counts = counts.reindex([name for name in run.models if name in counts.index])
     order = counts.sum().sort_values(ascending=False, kind="stable").index.tolist()
     shown = [name for name in order if name != NO_ROLE][:7]
@@ -254,18 +253,17 @@ def _roles(run: Run, found: pd.DataFrame) -> Figure:
         "roles",
         "What the heads are about",
         Caption(
-            "Number of heads whose texts mostly belong to one category.",
-            f"A head has a role where at least {100 * ROLE_SHARE:.0f} % of its first "
-            f"{ROLE_TEXTS} texts share a category that leads the next by "
-            f"{100 * ROLE_MARGIN:.0f} % or more.",
+            "Number of heads whose texts mostly speak of one category.",
+            "A head has a role where one category has the largest share of what its texts explain, "
+            f"leads the next by {100 * MARGIN:.0f} points or more, and shuffled categories reach "
+            f"that share with p ≤ {P_VALUE}.",
             plural(len(heads), "head"),
-            "A category with more texts in the pool is found more often by chance; a pool of one "
-            "category tells no role."
+            "A head without a clear role may still carry a feature: see its scores."
             + (f" Rarer roles are counted with “{NO_ROLE}”." if len(rest) > 1 else ""),
         ),
         [draw_panel(stacked_rows(counts, "heads", NO_ROLE), "", 5.2, 1.1 + 0.3 * len(counts))],
-        found,
-        run.files["labels"],
+        run["roles"],
+        run.files["roles"],
         columns=1,
     )
 
@@ -324,84 +322,73 @@ def _explained_panel(part: pd.DataFrame, model: str) -> Panel:
 
 
 def _tree(run: Run) -> Tree:
-    scores = run["scores"]
-    features = [_WHOLE, *dict.fromkeys(scores["feature"])]
-    tabs = {}
-    for model in run.models:
-        parts = run["components"]
-        parts = parts[parts["model"] == model].drop_duplicates("component")
-        shares = scores[scores["model"] == model].pivot_table(
-            index="component", columns="feature", values="score", sort=False
-        )
-        texts = run["labels"][run["labels"]["model"] == model]
-        shares[_WHOLE] = texts.drop_duplicates("component").set_index("component")["strength"]
-        shares = shares.fillna(0.0)
-        first = texts.sort_values("rank").groupby("component")["text"].apply(list).to_dict()
-        tabs[model] = _branches(model, parts, shares, first, _part_texts(run, model))
+    table = run["hierarchy"]
+    opened = "tokens" in set(table["level"])
+    features = [_WHOLE, *dict.fromkeys(run["scores"]["feature"])]
+    tabs = {name: _opened(table[table["model"] == name], run, name) for name in run.models}
     return Tree(
         "tree",
-        "From the representation to the component",
+        "From the representation to the " + ("tokens" if opened else "component"),
         Caption(
-            "A model opened from coarse to fine: share of its parts in the variance of the "
-            "representation and in that of each feature.",
-            "Direct effects and scores of the components summed over what lies below; the shares "
-            "of the parts add up to that of the whole. Beside each part: the texts that explain "
-            "most of what its components write together.",
+            "A model opened from coarse to fine: the share of each part in the variance of the "
+            "representation and in that of each feature, and the texts that explain most of what "
+            "the part writes.",
+            "Shares in the CLIP space that the texts are read in; those of the parts add up to "
+            "that of the whole."
+            + (
+                " The strongest heads open further, by the source tokens on and off the object."
+                if opened
+                else ""
+            ),
             _images(run),
+            "Direct effects: what a part does through later parts is counted there.",
         ),
         features,
         tabs,
+        run.files["hierarchy"],
     )
 
 
-def _part_texts(run: Run, model: str) -> dict[str, list[str]]:
-    """First texts of the representation, of each stage and of each block of a model."""
-    table = run["hierarchy"]
-    table = table[(table["model"] == model) & (table["level"] != "component")]
-    first = table.sort_values("rank", kind="stable").groupby("node", sort=False)["text"]
-    return {str(node): texts.head(3).tolist() for node, texts in first}
+def _opened(table: pd.DataFrame, run: Run, model: str) -> Branch:
+    """The branch of a whole model."""
+    scores = run["scores"]
+    shares = scores[scores["model"] == model].pivot_table(
+        index="id", columns="feature", values="score", sort=False
+    )
+    texts = table[table["text"] != ""].sort_values("rank", kind="stable")
+    said = texts.groupby(["level", "node"], sort=False)["text"].apply(lambda t: t.head(3).tolist())
+    nodes = table.drop_duplicates(["level", "node"])
+    levels = [level for level in _LEVELS if (nodes["level"] == level).any()]
 
-
-def _branches(
-    model: str,
-    parts: pd.DataFrame,
-    shares: pd.DataFrame,
-    texts: dict[int, list[str]],
-    part_texts: dict[str, list[str]],
-) -> Branch:
-    parts = from_input(parts[parts["component"].isin(shares.index)])
-    staged = parts["stage"].nunique() > 1
-
-    def leaf(part: pd.Series) -> Branch:
-        component = int(part["component"])
+    def branch(depth: int, part: pd.Series) -> Branch:
+        level, node = levels[depth], str(part["node"])
+        children = []
+        if depth + 1 < len(levels):
+            below = nodes[(nodes["level"] == levels[depth + 1]) & (nodes["parent"] == node)]
+            children = [branch(depth + 1, row) for _, row in below.iterrows()]
+        if len(children) == 1 and children[0].title == node:
+            return children[0]  # the stem or the bias, which is a part of its own at every level
+        features: dict[str, float] = {}
+        if level == "component":
+            features = dict(shares.loc[node]) if node in shares.index else {}
+        elif level != "tokens":
+            features = {
+                str(name): sum(child.shares.get(name, 0.0) for child in children) for name in shares
+            }
+        title = node.removeprefix(f"{part['parent']}: ") if level == "tokens" else node
         return Branch(
-            str(part["id"]),
-            shares.loc[component].to_dict(),
-            component=Component(model, str(part["id"])),
-            texts=texts.get(component, [])[:3],
+            title,
+            {_WHOLE: float(part["share"]), **features},
+            children,
+            Component(model, node) if level == "component" else None,
+            said.get((level, node), []),
+            _holds(children),
         )
 
-    def group(node: str, below: pd.DataFrame, children: list[Branch], holds: str = "") -> Branch:
-        shown = shares.loc[below["component"]].sum().to_dict()
-        return Branch(node + holds, shown, children, texts=part_texts.get(node, []))
+    return branch(0, nodes[nodes["level"] == "representation"].iloc[0])
 
-    def blocks(below: pd.DataFrame) -> list[Branch]:
-        found = []
-        for block, inside in below.groupby("block", sort=False):
-            leaves = [leaf(part) for _, part in inside.iterrows()]
-            kinds = inside["kind"].value_counts()
-            holds = listed(plural(int(n), str(kind)) for kind, n in kinds.items())
-            if block < 0:
-                found += leaves
-            else:
-                found.append(group(f"block {block}", inside, leaves, f" ({holds})"))
-        return found
 
-    children: list[Branch] = []
-    if staged:
-        for stage, below in parts.groupby("stage", sort=False):
-            inside = blocks(below)
-            children += inside if stage < 0 else [group(f"stage {stage}", below, inside)]
-    else:
-        children = blocks(parts)
-    return group("representation", parts, children)
+def _holds(children: list[Branch]) -> str:
+    """How many parts a part has, where these are components."""
+    count = len([child for child in children if child.component is not None])
+    return plural(count, "component") if count and count == len(children) else ""

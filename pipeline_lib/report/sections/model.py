@@ -25,7 +25,15 @@ from pipeline_lib.report.words import (
     whole,
 )
 
-_KINDS = ("head", "attention", "mlp", "conv", "stem", "bias")
+#: Kinds of components with their words.
+_KINDS = {
+    "head": "head",
+    "attention": "attention",
+    "mlp": "MLP",
+    "conv": "convolution",
+    "stem": "stem",
+    "bias": "bias",
+}
 
 
 def contributions_section(run: Run) -> Section:
@@ -57,14 +65,14 @@ def _models(run: Run) -> Listing:
                 "weights": str(facts.get("weight_hash") or settings.get("weights") or "–")[:12],
                 "components": len(parts),
                 "kinds": ", ".join(
-                    f"{whole(kinds[kind])} {kind}" for kind in _KINDS if kind in kinds
+                    plural(int(kinds[kind]), _KINDS[kind]) for kind in _KINDS if kind in kinds
                 ),
                 "readout": str(facts.get("readout", "–")),
             }
         )
     fields = [
         Field("model", "model", number=False),
-        Field("id", "id", number=False),
+        Field("id", "id", number=False, code=True),
         Field("weights", "weights (hash)", number=False),
         Field("components", "components", whole),
         Field("kinds", "of which", number=False),

@@ -10,9 +10,9 @@ import yaml
 from pipeline_lib.report.blocks import Caption, Field, Listing, Section
 from pipeline_lib.report.collect import APPLICATIONS, STAGES, Run
 from pipeline_lib.report.sections.model import model_facts
-from pipeline_lib.report.words import duration, is_absent, plural, whole
+from pipeline_lib.report.words import duration, is_absent, plural, spaced, whole
 
-_ORDER = ("world", *STAGES, *APPLICATIONS, "report")
+_ORDER = ("world", *STAGES, "validation", "comparison", *APPLICATIONS, "report")
 
 
 def provenance_section(run: Run) -> Section:
@@ -36,9 +36,15 @@ def config_text(run: Run) -> str:
 
 def _facts(run: Run) -> Listing:
     flat = list(_flattened(run.made))
-    flat += [("seed", str(run.config.get("seed", "–")))]
+    flat += [("device of the decomposition", _devices(run)), ("seed", str(run.config["seed"]))]
     fields = [Field("fact", "", number=False), Field("value", "", number=False)]
     return Listing("facts", "This run", None, fields, pd.DataFrame(flat, columns=["fact", "value"]))
+
+
+def _devices(run: Run) -> str:
+    """Where the dumps were computed."""
+    made = [row.facts for row in run.provenance.itertuples() if row.table == "exactness"]
+    return ", ".join(sorted({str(facts["device"]) for facts in made if "device" in facts})) or "–"
 
 
 def _flattened(facts: Any, place: str = "") -> list[tuple[str, str]]:
@@ -70,9 +76,9 @@ def _weights(run: Run) -> Listing:
         )
     fields = [
         Field("model", "model", number=False),
-        Field("id", "id", number=False),
+        Field("id", "id", number=False, code=True),
         Field("file", "weights file", number=False),
-        Field("hash", "hash of the weights", number=False),
+        Field("hash", "hash of the weights", number=False, code=True),
         Field("readout", "readout", number=False),
         Field("preprocessing", "preprocessing", number=False),
     ]
@@ -133,28 +139,36 @@ def _times(run: Run) -> Listing:
 
 def _artifacts(run: Run) -> Listing:
     rows = [
-        {
-            "artifact": row.artifact,
-            "table": row.table,
-            "made": ", ".join(
-                f"{name} {value}"
-                for name, value in sorted(row.facts.items())
-                if isinstance(value, str | int | float)
-            )
-            or "–",
-        }
+        {"artifact": row.artifact, "table": spaced(row.table), **_made(row.facts.get("job", {}))}
         for row in run.provenance.itertuples()
     ]
     fields = [
-        Field("artifact", "file under the run's folder", number=False),
-        Field("table", "kind", number=False),
-        Field("made", "made with", number=False),
+        Field("artifact", "file under the run’s folder", number=False),
+        Field("table", "table", number=False),
+        Field("code", "code", number=False, code=True),
+        Field("data", "images", number=False, code=True),
+        Field("seed", "seed"),
     ]
-    columns = ["artifact", "table", "made"]
     return Listing(
         "artifacts",
         "Tables this page was made from",
-        None,
+        Caption(
+            "Every table with what made it.",
+            "Code: version of vit-atlas and hash of its sources. Images: how many, and the "
+            "fingerprint of their ids and contents. Parameters and package versions stand in the "
+            "metadata of each file.",
+            plural(len(rows), "table"),
+        ),
         fields,
-        pd.DataFrame(rows, columns=columns),
+        pd.DataFrame(rows, columns=[field.name for field in fields]),
     )
+
+
+def _made(job: dict[str, Any]) -> dict[str, str]:
+    """What a table's metadata say of the code, the images and the seed of its making."""
+    code, data = job.get("code", {}), job.get("data", {})
+    return {
+        "code": f"{code['version']} {code['sources']}" if code else "–",
+        "data": f"{data['images']} {data['sha256']}" if data else "–",
+        "seed": str(job.get("seed", "–")),
+    }

@@ -14,7 +14,7 @@ from pipeline_lib.report.blocks import (
     Listing,
     Picture,
 )
-from pipeline_lib.report.charts import dot_rows
+from pipeline_lib.report.charts import method_rows
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.findings import is_asked, report_k
 from pipeline_lib.report.pictures import PictureBook
@@ -38,26 +38,24 @@ def _precision(run: Run) -> Figure:
     k = report_k(table)
     at_k = table[table["k"] == k]
     panels = []
-    for query in [name for name in ("text", "image") if (at_k["query"] == name).any()]:
+    for query in [name for name in ("text", "phrase", "image") if (at_k["query"] == name).any()]:
         for asked in (True, False):
             part = at_k[(at_k["query"] == query) & (is_asked(at_k) == asked)]
             if part.empty:
                 continue
-            wide = part.pivot_table(index="model", columns="method", values="precision", sort=False)
-            wide = wide.reindex([name for name in run.models if name in wide.index])
-            series = {str(name): wide[name].tolist() for name in wide}
             title = f"by {query}: " + ("the asked property" if asked else "other properties")
-            rows = [str(name) for name in wide.index]
-            draw = dot_rows(rows, series, f"precision at {k}", limits=(0.0, 1.0))
-            panels.append(draw_panel(draw, title, 4.3, 1.4 + 0.3 * len(rows)))
+            draw = method_rows(part, run.models, "precision", f"precision at {k}")
+            panels.append(draw_panel(draw, title, 4.3, 1.6 + 0.5 * part["model"].nunique()))
     return Figure(
         "retrieval",
         "Precision on the asked property, and on the others",
         Caption(
             f"Share of the first {k} images that have the property asked for (higher is better), "
             "and that share another property of the query (nearer to chance is better).",
-            "By text: mapped contributions of a feature’s top components against the text. By "
-            "image: their unmapped contributions against the probe’s. Averaged over the features.",
+            "By text: mapped contributions of a feature’s top components against the text; by "
+            "phrase: against one that names a second property too. By image: their unmapped "
+            "contributions against the probe’s. Means over the features, with those of their "
+            "95\u202f% intervals over queries; grey tick: chance.",
             f"{plural(int(table['n'].max()), 'image')} of "
             f"{run.config['applications']['retrieval']['dataset']}, "
             f"{plural(int(table['queries'].max()), 'query', 'queries')} for each feature",

@@ -14,7 +14,7 @@ from pipeline_lib.report.blocks import (
     Listing,
     Picture,
 )
-from pipeline_lib.report.charts import dot_rows
+from pipeline_lib.report.charts import dot_rows, method_rows
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.pictures import PictureBook
 from pipeline_lib.report.style import draw_panel
@@ -89,9 +89,9 @@ def _mass(run: Run) -> Figure:
     )
 
 
-def segmentation_blocks(run: Run) -> list[Block]:
-    """Overlap with the masks under each protocol, and all scores."""
-    return [_segmentation(run), _segmentation_table(run)]
+def segmentation_blocks(run: Run, book: PictureBook) -> list[Block]:
+    """Overlap with the masks under each protocol, the best and worst images, and all scores."""
+    return [_segmentation(run), _segmentation_examples(run, book), _segmentation_table(run)]
 
 
 def _segmentation(run: Run) -> Figure:
@@ -100,12 +100,9 @@ def _segmentation(run: Run) -> Figure:
     for protocol, part in table.groupby("protocol", sort=False):
         value = "miou" if part["miou"].notna().any() else "iou_object"
         words = "mean IoU" if value == "miou" else "IoU of the object"
-        wide = part.pivot_table(index="model", columns="method", values=value, sort=False)
-        wide = wide.reindex([name for name in run.models if name in wide.index])
-        series = {str(name): wide[name].tolist() for name in wide}
-        rows = [str(name) for name in wide.index]
-        draw = dot_rows(rows, series, words, limits=(0.0, 1.0))
-        panels.append(draw_panel(draw, f"protocol {protocol}", 4.3, 1.4 + 0.3 * len(rows)))
+        draw = method_rows(part, run.models, value, words)
+        height = 1.6 + 0.5 * part["model"].nunique()
+        panels.append(draw_panel(draw, f"protocol {protocol}", 4.3, height))
     return Figure(
         "segmentation",
         "Overlap with the object’s mask",
@@ -113,13 +110,46 @@ def _segmentation(run: Run) -> Figure:
             "Overlap between the thresholded map and the object’s mask, beside the baselines of "
             "the same run.",
             "C (Chefer et al.): threshold at the map’s mean, mean of foreground and background "
-            "IoU pooled over the set. V (Balasubramanian et al.): IoU of the foreground only.",
+            "IoU pooled over the set. V (Balasubramanian et al.): IoU of the foreground only. With "
+            "95\u202f% intervals over images.",
             plural(int(table["n"].max()), "image"),
         ),
         panels,
         table,
         run.files["segmentation"],
         columns=2,
+    )
+
+
+def _segmentation_examples(run: Run, book: PictureBook) -> Gallery:
+    table = run["segmentation_examples"]
+    folders = {p.split("/")[2]: p.rpartition("/")[0] for p in run.files["segmentation_examples"]}
+    rows = []
+    for model in run.models_in(table):
+        part = table[table["model"] == model]
+        pictures = [
+            Picture(
+                book.file(f"{folders[model]}/{row.file}", f"{row.place} image of {model}"),
+                f"{row.place}: IoU {percent(row.iou_object, 0)}",
+            )
+            for row in part.itertuples()
+        ]
+        rows.append(GalleryRow(model, pictures))
+    asked = run.config["applications"]["segmentation"]
+    return Gallery(
+        "segmentation-examples",
+        "Best, median and worst image",
+        Caption(
+            "The token map of the decomposition over the image, with the outline of the object’s "
+            "mask.",
+            f"The images of the highest, the middle and the lowest IoU of the object under "
+            f"protocol {asked['protocols'][0]}; red: evidence for the object, blue: against.",
+            plural(table["image_id"].nunique(), "image"),
+            "The extremes of a set say what can happen, not what is usual.",
+        ),
+        {"": rows},
+        run.files["segmentation_examples"],
+        large=True,
     )
 
 

@@ -249,13 +249,18 @@
   function valueText(part, measure) {
     const values = part.values[measure.key];
     if (!values) return "not measured";
-    const interval = values.length === 3 ? ` (${percent(values[1])} to ${percent(values[2])})` : "";
+    const interval = values.length > 2 ? ` (${percent(values[1])} to ${percent(values[2])})` : "";
     return percent(values[0]) + interval;
   }
+  const noRole = "no clear role";
   function roleText(role) {
     if (!role) return "no texts";
-    const share = role.of ? ` (${role.count} of its first ${role.of} texts, margin ${role.margin.toFixed(1)})` : "";
-    return role.category + (role.category === "no clear role" ? "" : share);
+    return role.name === noRole ? noRole : `${role.name}, ${percent(role.share, 0)} of what its texts explain`;
+  }
+  function roleWhy(role) {
+    if (!role) return null;
+    const lead = role.name === noRole ? `Its first category has ${percent(role.share, 0)} of what its texts explain, ` : `${role.texts} of its ${role.of} texts, `;
+    return `${lead}${minus((100 * role.margin).toFixed(0))} points ahead of the next; by chance p = ${role.p_value.toFixed(3)}.`;
   }
 
   function drawMap(model) {
@@ -397,7 +402,7 @@
     for (const part of parts) {
       const texts = words.length ? hits(part, words) : part.texts;
       const kept = (!model || part.model === model) && (!kind || part.kind === kind) &&
-        (!role || (part.role && part.role.category === role)) && (!words.length || texts.length > 0);
+        (!role || (part.role && part.role.name === role)) && (!words.length || texts.length > 0);
       cells.get(part).classList.toggle("off", !kept);
       if (kept) found.push({ part, texts });
     }
@@ -417,7 +422,7 @@
     heads.push(el("th", { scope: "col", class: "number" }, measure.name));
     const rows = found.map(({ part, texts }) => el("tr", {},
       el("td", {}, componentButton(part.model, part.id)), el("td", {}, part.model),
-      el("td", {}, part.role ? part.role.category : "–"),
+      el("td", {}, part.role ? part.role.name : "–"),
       el("td", {}, texts.slice(0, 4).flatMap((text, i) => [i ? " · " : "", ...marked(text[0], words)])),
       el("td", { class: "number" }, valueText(part, measure))));
     place.replaceChildren(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows))),
@@ -455,13 +460,14 @@
       el("div", { class: "card-bar" }, step(-1, "Previous component", "←"), step(1, "Next component", "→"), close),
       el("h3", { id: "card-title" }, part.id), el("p", { class: "where" }, `${part.model} · ${where}`),
       el("p", { class: "role" }, "Role: ", el("b", {}, roleText(part.role))),
-      measuresOf(part), textsOf(part), imagesOf(part), neighboursOf(part));
+      el("p", { class: "small" }, roleWhy(part.role)),
+      imagesOf(part), mapsOf(part), textsOf(part), measuresOf(part), neighboursOf(part));
   }
   function measuresOf(part) {
     const present = atlas.measures.filter((measure) => part.values[measure.key]);
     if (!present.length) return null;
     const groups = [["strength", "Direct effect", "Share of the representation's variance."],
-      ["score:", "Share of each feature", "Share of the feature's variance, over all components of the model."],
+      ["score:", "Share of each feature", "Share of the feature's variance, with its 95\u202f% interval over images. Pale: not above random directions (p > 0.05)."],
       ["drop:", "Accuracy lost without it", "When this component alone is replaced by its mean."]];
     return el("div", {}, groups.map(([key, title, words]) => {
       const own = present.filter((measure) => measure.key.startsWith(key));
@@ -471,8 +477,10 @@
       return [el("h4", {}, title), el("div", { class: "bars" }, own.map((measure) => {
         const value = valueOf(part, measure.key);
         const name = measure.key.includes(":") ? measure.key.slice(measure.key.indexOf(":") + 1) : "all";
+        const [, , , chance] = part.values[measure.key];
+        const faint = chance > 0.05 ? " faint" : "";
         return [el("span", {}, name), el("span", { class: "track" },
-          el("span", { class: value < 0 ? "fill minus" : "fill", style: `--v: ${Math.abs(value) / most}` })),
+          el("span", { class: (value < 0 ? "fill minus" : "fill") + faint, style: `--v: ${Math.abs(value) / most}` })),
           el("span", { class: "value" }, valueText(part, measure))];
       })), el("p", { class: "small" }, `${words} Bars are relative to the largest in this model.`)];
     }));
@@ -490,16 +498,61 @@
   }
   function imagesOf(part) {
     if (!part.images.length) return null;
-    return el("div", {}, el("h4", {}, "Images"), el("div", { class: "pictures" }, part.images.map(picture)),
-      el("p", { class: "small" }, "Where it writes most along its first text."));
+    return el("div", {}, el("h4", {}, "Top images"), el("div", { class: "pictures" }, part.images.map(picture)),
+      el("p", { class: "small" }, `Where it writes most along its first text, “${part.texts[0][0]}”, of all images.`));
+  }
+  function mapsOf(part) {
+    const title = el("h4", {}, "Token maps");
+    if (!part.maps.length) {
+      return part.texts.length ? el("div", {}, title, el("p", { class: "small" },
+        "None: it takes nothing from single patches, as the representation is read elsewhere.")) : null;
+    }
+    return el("div", {}, title, tokenMaps(part),
+      el("p", { class: "small" }, "Which patches of its first top images that comes from: ",
+        el("span", { class: "warm" }, "red"), " towards the text, ", el("span", { class: "cold" }, "blue"),
+        " against it. What it takes from the class token or from constants has no place."));
+  }
+
+  // Token maps: the part of the picture that the model sees, in grey, and the map over it.
+
+  const [warm, cold] = [[178, 24, 43], [33, 102, 172]];
+  function tokenMaps(part) {
+    return el("div", { class: "token-maps" }, part.maps.map((map) => {
+      const words = images[map.image][1];
+      const canvas = el("canvas", { width: 224, height: 224, role: "img", title: words,
+        "aria-label": `Token map of ${part.id} on: ${words}` });
+      const picture = new Image();
+      picture.onload = () => drawTokenMap(canvas, picture, map);
+      picture.src = images[map.image][0];
+      return canvas;
+    }));
+  }
+  function drawTokenMap(canvas, picture, map) {
+    const context = canvas.getContext("2d");
+    const [width, height] = [picture.naturalWidth, picture.naturalHeight];
+    const [left, top, right, bottom] = map.crop;
+    context.filter = "grayscale(1) contrast(.7) brightness(1.15)";
+    context.drawImage(picture, left * width, top * height, (right - left) * width, (bottom - top) * height,
+      0, 0, canvas.width, canvas.height);
+    context.filter = "none";
+    const grid = el("canvas", { width: map.columns, height: map.rows });
+    const pixels = new ImageData(map.columns, map.rows);
+    const steps = Int8Array.from(atob(map.map), (letter) => letter.charCodeAt(0));
+    steps.forEach((step, place) => {
+      const strength = Math.abs(step) / 127;
+      pixels.data.set([...(step < 0 ? cold : warm), 255 * Math.min(0.82, 1.1 * strength)], 4 * place);
+    });
+    grid.getContext("2d").putImageData(pixels, 0, 0);
+    context.imageSmoothingQuality = "high";
+    context.drawImage(grid, 0, 0, canvas.width, canvas.height);
   }
   function neighboursOf(part) {
     if (!part.near.length) return null;
     const rows = part.near.map(([model, id, similarity]) => el("tr", {}, el("td", {}, model),
       el("td", {}, componentButton(model, id)), el("td", { class: "number" }, minus(similarity.toFixed(2)))));
-    return el("div", {}, el("h4", {}, "Most alike in other models"),
+    return el("div", {}, el("h4", {}, "Most similar in other models"),
       el("table", {}, el("tbody", {}, rows)),
-      el("p", { class: "small" }, "Linear CKA of the contributions over the same images: 1 where they vary alike."));
+      el("p", { class: "small" }, "How alike they vary over the same images: linear CKA, 1 for the same geometry, about 0 by chance."));
   }
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   dialog.addEventListener("close", () => {
@@ -535,6 +588,10 @@
     if (asked) openCard(decodeURIComponent(asked[1]), decodeURIComponent(asked[2]));
   }
   if (atlas && byId("atlas-controls")) startAtlas();
+  document.querySelectorAll(".exhibit .token-maps").forEach((place) => {
+    const part = partOf.get(`${place.dataset.model}\n${place.dataset.component}`);
+    if (part) place.replaceWith(tokenMaps(part));
+  });
   document.addEventListener("keydown", (event) => {
     const typing = event.target.closest("input, select, textarea, dialog");
     if (event.key !== "/" || typing || !byId("atlas-search")) return;
