@@ -61,7 +61,7 @@ _NO_ATTENTION = re.compile(
     r"|cluster_?attn",
     re.IGNORECASE,
 )
-_BLOCK = re.compile(r"block|layer(?!norm|scale)|bottleneck", re.IGNORECASE)
+_BLOCK = re.compile(r"block|(?<!conv)layer(?!norm|scale)|bottleneck", re.IGNORECASE)
 
 
 class ModuleCounts:

@@ -233,16 +233,46 @@ def _build_timm(case: Case) -> tuple[nn.Module, int, dict[str, Any]]:
             continue
         model.eval()
         if "img_size" not in chosen and smaller < size and _takes(model, smaller):
-            return model, smaller, chosen
-        return model, chosen.get("img_size", size), chosen
+            size = smaller
+        size = chosen.get("img_size", size)
+        cut = shorten(model, size) if case.parameters > LARGE else 0
+        return model, size, {**chosen, **({"blocks cut": cut} if cut else {})}
     raise AssertionError("not reached")
 
 
+#: Blocks of one shape that are kept of a row of such blocks: enough for shifted windows.
+MOST_ALIKE = 2
+
+
+def shorten(model: nn.Module, size: int) -> int:
+    """Cut rows of blocks of equal class and shapes to `MOST_ALIKE`; the number of blocks cut.
+
+    Nothing is cut where the model does not run without them.
+    """
+    lists = [m for m in model.modules() if isinstance(m, (nn.Sequential, nn.ModuleList))]
+    before = [(blocks, dict(blocks._modules)) for blocks in lists]
+    for blocks in lists:
+        seen: list[object] = []
+        for name, block in list(blocks._modules.items()):
+            shape = (type(block), tuple(tuple(p.shape) for p in block.parameters()))  # type: ignore[union-attr]
+            seen = [*seen, shape] if seen and seen[-1] == shape else [shape]
+            if len(seen) > MOST_ALIKE and len(list(block.modules())) > 4:  # type: ignore[union-attr]
+                del blocks._modules[name]
+    cut = sum(len(whole) - len(blocks._modules) for blocks, whole in before)
+    if cut and not _takes(model, size):
+        for blocks, whole in before:
+            blocks._modules.clear()
+            blocks._modules.update(whole)
+        return 0
+    return cut
+
+
 def _takes(model: nn.Module, size: int) -> bool:
+    model.eval()
     try:
         with torch.no_grad():
             model(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError, ValueError):
+    except Exception:  # whatever a library raises at a shape or a depth it was not made for
         return False
     return True
 

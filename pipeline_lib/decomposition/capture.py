@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from pipeline_lib.decomposition.narrow import narrow
 from pipeline_lib.decomposition.operations import op_name, where
+from pipeline_lib.decomposition.windows import lay_out_windows
 from pipeline_lib.errors import DecompositionRefused, ModelError
 
 
@@ -140,6 +141,7 @@ def capture(module: nn.Module, images: Tensor) -> Capture:
     _inline(program.graph_module)
     _drop_effects(graph)
     _make_functional(graph)
+    lay_out_windows(graph)
     user = [node for node in graph.nodes if node.name in signature.user_inputs]
     output = _output_node(graph)
     graph.eliminate_dead_code()

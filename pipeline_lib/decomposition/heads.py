@@ -28,6 +28,7 @@ _SAME = (
     "contiguous", "clone", "dropout", "to", "_to_copy", "detach", "alias", "add", "sub", "mul",
     "div", "batch_norm", "avg_pool2d", "slice", "pad", "roll", "mean", "neg", "type_as",
     "max_pool2d", "upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d",
+    "summed_windows",
 )  # fmt: skip
 _DEPTH = 40
 
@@ -138,62 +139,112 @@ def _varies(marks: Tensor, axis: int) -> bool:
 # ------------------------------------------------------------------ activated heads
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The attention products whose heads lie in a tensor, and which head each entry is of.
+
+    Attributes
+    ----------
+    products
+        One product with its heads on an axis, or several of one head that were put side by side.
+    marks
+        Number of the head at each entry of the tensor, for one image.
+    passed
+        Activations between the products and the tensor.
+    """
+
+    products: tuple[fx.Node, ...]
+    marks: Tensor
+    passed: tuple[fx.Node, ...] = ()
+
+
 def separate_heads(captured: Capture) -> None:
     """Show the heads of attention whose product passes an activation before its projection.
 
-    The tensor at which heads are then cut carries `meta["heads"]`: the product, and the axis of the
-    heads (none where there is one head).
+    The tensor at which heads are then cut carries `meta["heads"]`: the products, and the axis of
+    the heads (none where there is one head).
     """
     facts = Facts(captured)
+    known: dict[fx.Node, Origin] = {}
     for node in facts.nodes:
-        if node.op != "call_function" or not is_product(facts, node):
+        found = _origin(facts, node, known) if facts.depends(node) else None
+        if found is not None:
+            known[node] = found
+    passed = {step for origin in known.values() for step in origin.passed[:-1]}
+    last = dict.fromkeys(o.passed[-1] for o in known.values() if o.passed)
+    cuts = []
+    for activated in last:
+        axes = sorted(channel_axes(facts, activated))
+        if activated in passed or len(axes) != 1 or facts.shape(activated)[axes[0]] < 0:
             continue
-        if product(facts, node) is None:
-            continue
-        found = reading(facts, node)
-        if found is None:
-            continue
-        last = max(
-            (i for i, step in enumerate(found.path) if op_name(step) in ACTIVATIONS), default=0
-        )
-        if last:
-            _cut(captured, facts, node, found.path[: last + 1])
+        count = _head_count(known[activated].marks, axes[0])
+        if count is not None:
+            cuts.append((activated, axes[0], count))
+    for activated, axis, count in cuts:
+        _cut(captured, activated, known[activated].products, axis, count)
 
 
-def _cut(captured: Capture, facts: Facts, node: fx.Node, path: list[fx.Node]) -> None:
-    activated = path[-1]
-    if "heads" in activated.meta:
-        return
-    axes = sorted(channel_axes(facts, activated))
-    if len(axes) != 1 or facts.shape(activated)[axes[0]] < 0:
-        return
-    axis = axes[0]
-    count = _head_count(facts, node, path, axis)
-    if count is None:
-        return
-    if count == 1:
-        activated.meta["heads"] = (node, ())
-        return
-    width = facts.shape(activated)[axis]
-    graph, value = captured.graph, activated.meta["val"]
-    with graph.inserting_after(activated):
-        apart = graph.call_function(
-            torch.ops.aten.unflatten.int, (activated, axis, [count, width // count])
-        )
-    with graph.inserting_after(apart):
-        back = graph.call_function(torch.ops.aten.flatten.using_ints, (apart, axis, axis + 1))
-    apart.meta = {**activated.meta, "val": value.unflatten(axis, [count, width // count])}
-    back.meta = dict(activated.meta)
-    activated.replace_all_uses_with(back, delete_user_cb=lambda user: user is not apart)
-    apart.meta["heads"] = (node, (axis,))
+def _origin(facts: Facts, node: fx.Node, known: dict[fx.Node, Origin]) -> Origin | None:
+    """Whose heads lie in a node's result; None where they are mixed, or there are none."""
+    if node.op != "call_function":
+        return None
+    if is_product(facts, node):
+        return _numbered(facts, node) if product(facts, node) is not None else None
+    name = op_name(node)
+    if name in ("cat", "concat", "concatenate"):
+        parts = [known.get(part) for part in node.args[0]]  # type: ignore[union-attr,arg-type]
+        return _side_by_side(facts, node, [part for part in parts if part is not None], len(parts))
+    if not _passes(facts, node):
+        return None
+    operands = [other for other in node.args[:2] if isinstance(other, fx.Node) and other in known]
+    if len(operands) != 1:
+        return None
+    origin = known[operands[0]]
+    marks = traced(facts, [operands[0], node], origin.marks)
+    passed = (*origin.passed, node) if name in ACTIVATIONS else origin.passed
+    return Origin(origin.products, marks, passed)
 
 
-def _head_count(facts: Facts, node: fx.Node, path: list[fx.Node], axis: int) -> int | None:
-    """Heads that lie one after the other along a channel axis; None where they do not."""
+def _numbered(facts: Facts, node: fx.Node) -> Origin:
     shape = [abs(dim) for dim in facts.shape(node)]
     outer = shape[:-2]
     marks = torch.arange(math.prod(outer)).view(*outer, 1, 1).expand(shape)
-    moved = traced(facts, path, marks).movedim(axis, 0).flatten(1)
+    return Origin((node,), marks)
+
+
+def _side_by_side(facts: Facts, node: fx.Node, parts: list[Origin], expected: int) -> Origin | None:
+    if not parts or len(parts) < expected:
+        return None
+    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    marks, heads = [], 0
+    for part in parts:
+        marks.append(part.marks + heads)
+        heads += int(part.marks.max()) + 1
+    joined = torch.cat(marks, axis)  # type: ignore[arg-type]
+    return Origin(tuple(p for part in parts for p in part.products), joined)
+
+
+def _cut(
+    captured: Capture, activated: fx.Node, products: tuple[fx.Node, ...], axis: int, count: int
+) -> None:
+    if count == 1:
+        activated.meta["heads"] = (products, ())
+        return
+    graph, value = captured.graph, activated.meta["val"]
+    sizes = [count, value.shape[axis] // count]
+    with graph.inserting_after(activated):
+        apart = graph.call_function(torch.ops.aten.unflatten.int, (activated, axis, sizes))
+    with graph.inserting_after(apart):
+        back = graph.call_function(torch.ops.aten.flatten.using_ints, (apart, axis, axis + 1))
+    apart.meta = {**activated.meta, "val": value.unflatten(axis, sizes)}
+    back.meta = dict(activated.meta)
+    activated.replace_all_uses_with(back, delete_user_cb=lambda user: user is not apart)
+    apart.meta["heads"] = (products, (axis,))
+
+
+def _head_count(marks: Tensor, axis: int) -> int | None:
+    """Heads that lie one after the other along a channel axis; None where they do not."""
+    moved = marks.movedim(axis, 0).flatten(1)
     sets = [tuple(row.unique().tolist()) for row in moved]
     kinds = list(dict.fromkeys(sets))
     width, rest = divmod(len(sets), len(kinds))

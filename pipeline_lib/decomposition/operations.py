@@ -13,7 +13,9 @@ def op_name(node: fx.Node) -> str:
     if node.target is operator.getitem:
         return "getitem"
     schema = getattr(node.target, "_schema", None)
-    return schema.name.removeprefix("aten::") if schema is not None else str(node.target)
+    if schema is not None:
+        return schema.name.removeprefix("aten::")
+    return getattr(node.target, "operation", str(node.target))
 
 
 def module_path(node: fx.Node) -> str:
@@ -35,3 +37,31 @@ def where(node: fx.Node) -> str:
     """Phrase that names an operation's place for messages."""
     path = module_path(node)
     return f"in module {path!r}" if path else "at the top of the model"
+
+
+def chain_path(chain: list[fx.Node]) -> str:
+    """Module that made a component: from where its path ends, outwards, but not the whole block."""
+    path = module_path(chain[-1])
+    for node in reversed(chain):
+        wider = common_path([path, module_path(node)])
+        if not wider or wider.rsplit(".", 1)[-1].isdigit():
+            break
+        path = wider
+    return path
+
+
+def common_path(paths: list[str]) -> str:
+    """Longest common dotted prefix.
+
+    >>> common_path(["blocks.3.mlp.act", "blocks.3.mlp.fc2"])
+    'blocks.3.mlp'
+    """
+    parts = [path.split(".") for path in paths if path]
+    if not parts:
+        return ""
+    shared = []
+    for names in zip(*parts, strict=False):
+        if len(set(names)) > 1:
+            break
+        shared.append(names[0])
+    return ".".join(shared)

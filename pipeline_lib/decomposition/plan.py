@@ -13,10 +13,11 @@ from torch import fx, nn
 from pipeline_lib.decomposition.capture import Capture, Representation, capture
 from pipeline_lib.decomposition.facts import Facts
 from pipeline_lib.decomposition.heads import channel_axes, separate_heads
+from pipeline_lib.decomposition.leaves import Leaf
 from pipeline_lib.decomposition.operations import module_path, op_name, where
 from pipeline_lib.decomposition.readout import Run
 from pipeline_lib.decomposition.rules import Constant, Context
-from pipeline_lib.decomposition.walk import Leaf, Walk
+from pipeline_lib.decomposition.walk import Walk
 from pipeline_lib.errors import DecompositionRefused
 
 
@@ -129,13 +130,13 @@ def _walked(
 
 def _blocking(walk: Walk) -> fx.Node | None:
     """The nonlinearity that hides attention blocks (or most residual blocks) from the readout."""
-    if not walk.barriers:
+    if not walk.findings.barriers:
         return None
-    covered = [leaf for leaf in walk.leaves if leaf.kind != "stem"]
-    for barrier in walk.barriers:
+    covered = [leaf for leaf in walk.findings.leaves if leaf.kind != "stem"]
+    for barrier in walk.findings.barriers:
         hidden = walk.facts.upstream(barrier.node)
-        attention = bin(hidden & walk._attention).count("1")
-        residuals = bin(hidden & walk._residuals).count("1")
+        attention = bin(hidden & walk.paths.attention).count("1")
+        residuals = bin(hidden & walk.paths.residuals).count("1")
         if attention or residuals > len(covered):
             return barrier.node
     return None
@@ -146,11 +147,11 @@ def _pooled_stream(captured: Capture, walk: Walk, barrier: fx.Node) -> tuple[fx.
     facts = walk.facts
     node = next(arg for arg in barrier.all_input_nodes if facts.depends(arg))
     pooled: fx.Node | None = None
-    while not facts.within(node, walk._residuals):
+    while not walk.paths.is_residual(node):
         shape = facts.shape(node)
         if len([dim for dim in shape if dim != 1]) == 2:
             pooled = node
-        following = walk._data_operand(node)
+        following = walk.paths.data_operand(node)
         if following is None:
             break
         node = following
@@ -188,14 +189,14 @@ def _mean(captured: Capture, node: fx.Node, facts: Facts) -> fx.Node:
 
 
 def _assemble(captured: Capture, walk: Walk, readout: str) -> Plan:
-    stem = [leaf for leaf in walk.leaves if leaf.kind == "stem"]
+    stem = [leaf for leaf in walk.findings.leaves if leaf.kind == "stem"]
     leaves = sorted(
-        (leaf for leaf in walk.leaves if leaf.kind != "stem"), key=lambda leaf: leaf.order
+        (leaf for leaf in walk.findings.leaves if leaf.kind != "stem"), key=lambda leaf: leaf.order
     )
     _refuse_hidden_attention(walk, leaves)
     rows: list[dict[str, object]] = []
     spans: list[tuple[int, int]] = []
-    if stem or walk.stem_constants:
+    if stem or walk.findings.stem_constants:
         path = stem[0].path if len(stem) == 1 else ""
         rows.append(_row("stem", "stem", -1, -1, -1, -1, path, _tokens(stem[0]) if stem else 1))
     blocks, stages = _numbering(leaves)
@@ -226,14 +227,14 @@ def _assemble(captured: Capture, walk: Walk, readout: str) -> Plan:
     rows.append(_row("bias", "bias", -1, -1, -1, -1, "", 1))
     components = pd.DataFrame(rows)
     components.insert(0, "component", range(len(components)))
-    table = pd.DataFrame(walk.rows, columns=["module", "operation", "role", "detail"])
+    table = pd.DataFrame(walk.findings.rows, columns=["module", "operation", "role", "detail"])
     taps = list(walk.context.taps)
     runner = runner_for(captured, walk.output, taps)
     width = int(walk.output.meta["val"].shape[-1])
     return Plan(
-        captured, walk.facts, walk, walk.context, stem, leaves, walk.constants,
-        walk.stem_constants, taps, walk.output, width, readout, table, components, spans, runner,
-        dense_entries=walk.dense_entries,
+        captured, walk.facts, walk, walk.context, stem, leaves, walk.findings.constants,
+        walk.findings.stem_constants, taps, walk.output, width, readout, table, components,
+        spans, runner, dense_entries=walk.dense_entries,
     )  # fmt: skip
 
 
@@ -247,10 +248,10 @@ def _refuse_hidden_attention(walk: Walk, leaves: list[Leaf]) -> None:
             f"between its attention product and {op_name(leaf.node)} {where(leaf.node)}"
         )
     hidden = 0
-    for leaf in walk.leaves:
+    for leaf in walk.findings.leaves:
         if leaf.kind == "stem":
             hidden |= walk.facts.upstream(leaf.node)
-    for node in walk.facts.members(hidden & walk._attention):
+    for node in walk.facts.members(hidden & walk.paths.attention):
         raise DecompositionRefused(
             f"attention {where(node)} lies before a nonlinearity on the residual stream"
         )

@@ -18,12 +18,14 @@ from torch import Tensor, fx
 from pipeline_lib.decomposition.attention import is_product, product, through
 from pipeline_lib.decomposition.contract import contract
 from pipeline_lib.decomposition.heads import channel_axes
+from pipeline_lib.decomposition.leaves import Leaf
+from pipeline_lib.decomposition.merging import merge
 from pipeline_lib.decomposition.operations import op_name, where
+from pipeline_lib.decomposition.paths import JOINS
 from pipeline_lib.decomposition.plan import Plan, runner_for
 from pipeline_lib.decomposition.readout import Lazy, Matrix, Readout, Run, Shape, TooWide
 from pipeline_lib.decomposition.rules import RULES, Constant, pull
 from pipeline_lib.decomposition.run import COLUMN_BYTES, constant_term
-from pipeline_lib.decomposition.walk import JOINS, Leaf, merge
 from pipeline_lib.errors import DecompositionRefused
 
 #: Most tokens in front of the patch grid (class, distillation, register tokens).
@@ -107,12 +109,8 @@ class TokenPlan:
         if leaf.product is None or leaf.node is not leaf.product:
             return [self._plain(leaf.node, leaf.readouts, leaf.head_axes)]
         found = product(plan.facts, leaf.product)
-        if found is None:
-            raise DecompositionRefused(
-                f"the values of the attention product {where(leaf.product)} cannot be told from "
-                "its weights, so its source tokens cannot be kept apart"
-            )
-        if self._mixes_channels(leaf, found.node):
+        if found is None or self._mixes_channels(leaf, found.node):
+            # states or channels are mixed, not tokens: the head's tokens are those it writes at
             return [self._plain(leaf.node, leaf.readouts, leaf.head_axes)]
         readouts = [few_products(readout) for readout in leaf.readouts]
         while found is not None:
@@ -185,14 +183,14 @@ class TokenPlan:
     def _back_to_stream(
         self, node: fx.Node, readouts: list[Readout], channel: set[int]
     ) -> tuple[list[fx.Node], fx.Node, set[int]]:
-        facts, walk = self.plan.facts, self.plan.walk
+        facts, paths = self.plan.facts, self.plan.walk.paths
         chain: list[fx.Node] = []
         current, readout = node, _symbolic(readouts[0], facts.shape(node), channel)
-        while not facts.within(current, walk._residuals):
+        while not paths.is_residual(current):
             name = op_name(current)
             if name in JOINS or not _keeps_positions(facts, current):
                 break
-            following = walk._data_operand(current)
+            following = paths.data_operand(current)
             if following is None or following.op != "call_function":
                 break
             if facts.shape(current) == facts.shape(following) and name not in RULES:
@@ -289,7 +287,7 @@ def _keeps_positions(facts: object, node: fx.Node) -> bool:
 def _trace(plan: Plan, node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor:
     """Run one step of a chain on positions: reshapes as they are, channels left alone."""
     facts = plan.facts
-    data = plan.walk._data_operand(node)
+    data = plan.walk.paths.data_operand(node)
     x = values[data]  # type: ignore[index]
     name = op_name(node)
     if name in _CHANNEL_OPS:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pipeline_lib.decomposition.operations import op_name
@@ -28,6 +29,7 @@ from pipeline_lib.decomposition.rules.base import (
     single,
 )
 from pipeline_lib.decomposition.rules.shapes import reshape, unbroadcast
+from pipeline_lib.decomposition.windows import summed_windows
 
 
 @rule("mean", "sum")
@@ -112,6 +114,24 @@ def _unfold(context: Context, node: fx.Node, readout: Readout) -> Pulled:
         w = readout.w.dense(range(len(readout.full)), readout.full)
         readout = Readout(w, readout.m, readout.full)
     return single(node, _adjoint(readout, axes, before, lambda t: t.unfold(axis + 1, size, step)))
+
+
+@rule(summed_windows.operation)
+def _summed_windows(context: Context, node: fx.Node, readout: Readout) -> Pulled:
+    """Windows added up to an image: each reads the image at its own place."""
+    source, _, kernel, dilation, padding, stride = node.args
+    before = context.facts.shape(source)  # type: ignore[arg-type]
+    axes = [2, 3]
+    if any(readout.m.full(axis) for axis in axes):
+        readout = readout.spread_products(axes, context.bound)
+    w = readout.w.spread(axes, readout.full)
+
+    def cut(t: Tensor, run: Run) -> Tensor:
+        flat = t.flatten(0, 2).unsqueeze(1)
+        return F.unfold(flat, kernel, dilation, padding, stride).unflatten(0, t.shape[:3])  # type: ignore[arg-type]
+
+    shape = (*w.shape[:2], *before[2:])
+    return single(node, Readout(w.then(cut, shape=shape), readout.m, before))
 
 
 # ------------------------------------------------------------------ linear layers and convolutions
