@@ -298,4 +298,6 @@ def _build_open_clip(case: Case) -> tuple[nn.Module, int, dict[str, Any]]:
         model: nn.Module = CoCa(**config)
     else:
         model = CLIP(**config)
-    return model.eval(), vision.get("image_size", 224), reduced
+    size = vision.get("image_size", 224)
+    cut = shorten(model.visual, size)
+    return model.eval(), size, {**reduced, **({"blocks cut": cut} if cut else {})}

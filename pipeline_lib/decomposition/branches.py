@@ -16,7 +16,7 @@ from pipeline_lib.decomposition.facts import Facts
 from pipeline_lib.decomposition.heads import channel_axes
 from pipeline_lib.decomposition.leaves import Findings, Stream
 from pipeline_lib.decomposition.merging import merge, times
-from pipeline_lib.decomposition.operations import module_classes, op_name
+from pipeline_lib.decomposition.operations import chain_path, class_at, module_classes, op_name
 from pipeline_lib.decomposition.paths import JOINS, SUMS, Paths, is_attention
 from pipeline_lib.decomposition.readout import Readout, TooWide, axis_groups
 from pipeline_lib.decomposition.rules import (
@@ -73,7 +73,9 @@ class Branches:
                 self._activated_heads(node, current, constants)
                 return
             if self.facts.within(node, boundary):
-                self.findings.leaf(top, readouts, self._kind(top, boundary), constants, chain)
+                self.findings.leaf(
+                    top, readouts, self._kind(top, boundary, chain), constants, chain
+                )
                 return
             chain.append(node)
             dependent = self.paths.dependent(node)
@@ -81,7 +83,9 @@ class Branches:
             if name in SUMS and len(dependent) == 2:
                 ends = [self.paths.leads_to(other, boundary) for other in dependent]
                 if all(end == "linear" for end in ends):
-                    self.findings.leaf(top, readouts, self._kind(top, boundary), constants, chain)
+                    self.findings.leaf(
+                        top, readouts, self._kind(top, boundary, chain), constants, chain
+                    )
                     return
                 self.findings.keep(constants)
                 for operand, mine in self.operands(node, current):
@@ -120,7 +124,7 @@ class Branches:
             constants = constants + [c for result in pulled for c in result.constants]
             current = merge([r for result in pulled for _, r in result.inputs])
             node = following
-        self.findings.leaf(top, readouts, self._kind(top, boundary), constants, chain)
+        self.findings.leaf(top, readouts, self._kind(top, boundary, chain), constants, chain)
 
     def _attention_operand(self, node: fx.Node, boundary: int) -> fx.Node | None:
         operands = self.paths.dependent(node)
@@ -223,12 +227,15 @@ class Branches:
                     todo.append(other)
         return [node for node in found if self.facts.depends(node)]
 
-    def _kind(self, top: fx.Node, boundary: int) -> str:
+    def _kind(self, top: fx.Node, boundary: int, chain: list[fx.Node]) -> str:
         region = self._region(top, boundary)
+        path = chain_path(chain or [top])
         if any(is_product(self.facts, node) for node in region):
             return "attention"
         if any(is_attention(node) for node in region):
             return "head"  # a sum weighted by one softmax: attention of a single head
+        if any(re.search("attention", class_at(node, path), re.IGNORECASE) for node in chain):
+            return "head"  # additive attention, which multiplies elementwise: a single head
         names = Counter(op_name(node) for node in region)
         wide = any(
             op_name(node).startswith("conv") and max(self.facts.shape(node.args[1])[2:]) > 1  # type: ignore[arg-type]

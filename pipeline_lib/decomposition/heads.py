@@ -30,6 +30,7 @@ _SAME = (
     "max_pool2d", "upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d",
     "summed_windows",
 )  # fmt: skip
+_CATS = ("cat", "concat", "concatenate")
 _DEPTH = 40
 
 
@@ -165,11 +166,10 @@ def separate_heads(captured: Capture) -> None:
     the heads (none where there is one head).
     """
     facts = Facts(captured)
-    known: dict[fx.Node, Origin] = {}
-    for node in facts.nodes:
-        found = _origin(facts, node, known) if facts.depends(node) else None
-        if found is not None:
-            known[node] = found
+    known = _origins(facts)
+    if _activate_parts(captured, facts, known):
+        facts = Facts(captured)
+        known = _origins(facts)
     passed = {step for origin in known.values() for step in origin.passed[:-1]}
     last = dict.fromkeys(o.passed[-1] for o in known.values() if o.passed)
     cuts = []
@@ -184,6 +184,46 @@ def separate_heads(captured: Capture) -> None:
         _cut(captured, activated, known[activated].products, axis, count)
 
 
+def _origins(facts: Facts) -> dict[fx.Node, Origin]:
+    known: dict[fx.Node, Origin] = {}
+    for node in facts.nodes:
+        found = _origin(facts, node, known) if facts.depends(node) else None
+        if found is not None:
+            known[node] = found
+    return known
+
+
+def _activate_parts(captured: Capture, facts: Facts, known: dict[fx.Node, Origin]) -> bool:
+    """Activate heads apart from what stands beside them (SHViT's channels without attention).
+
+    An activation of tensors put side by side is that of each. Says whether the graph was changed.
+    """
+    changed = False
+    for node in facts.nodes:
+        joined = node.args[0] if node.args and op_name(node) in ACTIVATIONS else None
+        if not isinstance(joined, fx.Node) or op_name(joined) not in _CATS:
+            continue
+        parts = list(joined.args[0])  # type: ignore[arg-type]
+        if len({part in known for part in parts}) < 2:
+            continue
+        with captured.graph.inserting_before(node):
+            activated = []
+            for part in parts:
+                new = captured.graph.call_function(
+                    node.target, (part, *node.args[1:]), dict(node.kwargs)
+                )
+                new.meta = {**node.meta, "val": part.meta["val"]}
+                activated.append(new)
+            whole = captured.graph.call_function(
+                joined.target, (activated, *joined.args[1:]), dict(joined.kwargs)
+            )
+            whole.meta = dict(node.meta)
+        node.replace_all_uses_with(whole)
+        captured.graph.erase_node(node)
+        changed = True
+    return changed
+
+
 def _origin(facts: Facts, node: fx.Node, known: dict[fx.Node, Origin]) -> Origin | None:
     """Whose heads lie in a node's result; None where they are mixed, or there are none."""
     if node.op != "call_function":
@@ -191,7 +231,7 @@ def _origin(facts: Facts, node: fx.Node, known: dict[fx.Node, Origin]) -> Origin
     if is_product(facts, node):
         return _numbered(facts, node) if product(facts, node) is not None else None
     name = op_name(node)
-    if name in ("cat", "concat", "concatenate"):
+    if name in _CATS:
         parts = [known.get(part) for part in node.args[0]]  # type: ignore[union-attr,arg-type]
         return _side_by_side(facts, node, [part for part in parts if part is not None], len(parts))
     if not _passes(facts, node):

@@ -33,6 +33,15 @@ def module_classes(node: fx.Node) -> Iterator[str]:
         yield kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def class_at(node: fx.Node, path: str) -> str:
+    """Class name, without its module, of the module at a path around a node; empty if none."""
+    stack = node.meta.get("nn_module_stack") or {}
+    for (own, _), kind in zip(stack.values(), module_classes(node), strict=True):
+        if own.removeprefix("model.") == path:
+            return kind.rsplit(".", 1)[-1]
+    return ""
+
+
 def where(node: fx.Node) -> str:
     """Phrase that names an operation's place for messages."""
     path = module_path(node)
