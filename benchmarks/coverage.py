@@ -12,9 +12,11 @@ memory. Every model has a file of its own, so that a run that is stopped is cont
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import multiprocessing
+import operator
 import os
 import re
 import resource
@@ -195,12 +197,16 @@ def _check_exactness(
     row["blocks"] = len(counts.blocks)
     row["blocks_missing"] = " ".join(lost)
     _check_tokens(row, model, images)
+    plan.weights = None  # its matrices in double precision
 
 
 def _stem_paths(plan: Plan) -> set[str]:
-    """Modules that ran before the stem's tensor."""
-    nodes = {n for leaf in plan.stem for n in plan.facts.members(plan.facts.upstream(leaf.node))}
-    return {path for node in nodes if (path := module_path(node))}
+    """Modules that ran before the stem's tensor, or that every component comes from."""
+    facts = plan.facts
+    bits = functools.reduce(operator.and_, (facts.upstream(leaf.node) for leaf in plan.leaves))
+    for leaf in plan.stem:
+        bits |= facts.upstream(leaf.node)
+    return {path for node in facts.members(bits) if (path := module_path(node))}
 
 
 def _directions(count: int, width: int, like: Tensor) -> Tensor:

@@ -229,12 +229,11 @@ class Branches:
 
     def _kind(self, top: fx.Node, boundary: int, chain: list[fx.Node]) -> str:
         region = self._region(top, boundary)
-        path = chain_path(chain or [top])
         if any(is_product(self.facts, node) for node in region):
             return "attention"
         if any(is_attention(node) for node in region):
             return "head"  # a sum weighted by one softmax: attention of a single head
-        if any(re.search("attention", class_at(node, path), re.IGNORECASE) for node in chain):
+        if is_named_attention(chain):
             return "head"  # additive attention, which multiplies elementwise: a single head
         names = Counter(op_name(node) for node in region)
         wide = any(
@@ -250,3 +249,9 @@ class Branches:
         if (wide or names["avg_pool2d"]) and not fed_forward:
             return "conv"
         return "mlp"
+
+
+def is_named_attention(chain: list[fx.Node]) -> bool:
+    """Whether the class of the module that ran a path is named attention."""
+    path = chain_path(chain) if chain else ""
+    return any(re.search("attention", class_at(node, path), re.IGNORECASE) for node in chain)

@@ -13,10 +13,13 @@ def times(readout: Readout, factor: float) -> Readout:
 
 
 def merge(readouts: list[Readout]) -> list[Readout]:
-    """Readouts of one tensor with those of equal `M`, and all dense ones, added up."""
-    by_matrix: dict[int, list[Readout]] = {}
+    """Readouts of one tensor with those of equal `M` added up; all of them, where one is dense."""
+    if any(readout.dense for readout in readouts):
+        readouts = [readout.densified() for readout in readouts]
+    by_matrix: dict[object, list[Readout]] = {}
     for readout in readouts:
-        key = DENSE if readout.dense else id(readout.m)
+        m = readout.m
+        key = DENSE if readout.dense else (id(m.root or m.lazy), m.shape)
         by_matrix.setdefault(key, []).append(readout)
     return [_added(group) for group in by_matrix.values()]
 

@@ -172,12 +172,16 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """The factor `M` [r, *shape, width]: axes of length 1 or full; depends on the weights only."""
+    """The factor `M` [r, *shape, width]: axes of length 1 or full; depends on the weights only.
+
+    `root` is the matrix that this one is a reshape of: two of one root and shape are equal.
+    """
 
     lazy: Lazy
     r: int
     shape: Shape
     width: int
+    root: Lazy | None = None
     orders: dict[Shape, Lazy] = field(default_factory=dict, repr=False)
 
     def full(self, axis: int) -> bool:
@@ -199,6 +203,7 @@ class Matrix:
         *,
         shape: Shape | None = None,
         r: int | None = None,
+        reshapes: bool = False,
     ) -> Matrix:
         lazy = self.lazy
         lazy.users += 1
@@ -208,6 +213,7 @@ class Matrix:
             self.r if r is None else r,
             self.shape if shape is None else shape,
             self.width,
+            (self.root or lazy) if reshapes else None,
         )
 
     def spread(self, axes: Sequence[int], full: Shape) -> Matrix:

@@ -24,7 +24,7 @@ class Small:
     Attributes
     ----------
     name
-        timm name, or `open_clip`.
+        timm name, or `open_clip`, or `volo`.
     size
         Height and width of the images.
     heads
@@ -51,6 +51,9 @@ class Small:
         if self.name == "open_clip":
             return randomise(_open_clip(**self.kwargs), seed)
         import timm
+
+        if self.name == "volo":  # its registered variants take no smaller widths
+            return randomise(timm.models.volo.VOLO(**self.kwargs), seed)
 
         return randomise(timm.create_model(self.name, pretrained=False, **self.kwargs), seed)
 
@@ -127,6 +130,11 @@ SMALL: dict[str, Small] = {
     "coatnet": _staged(
         "coatnet_nano_rw_224", 32, (2,), 1, 8, convs=1,
         **{**MAXVIT, "img_size": 32, "block_type": ("C", "T"), "transformer_window_size": None},
+    ),
+    "volo": Small(
+        "volo", (64, 64), (3, 2), 4, (8, 8), leading=1,
+        kwargs={"img_size": 64, "embed_dims": (24, 32, 32, 32), "num_heads": (3, 2, 2, 2),
+                "layers": (1, 1, 0, 0), "num_classes": 5},
     ),
     "hybrid": _plain("vit_tiny_r_s16_p8_224", img_size=256, size=(256, 256), grid=(8, 8)),
     "open_clip": Small(

@@ -71,6 +71,7 @@ FAMILIES: dict[str, Leaves] = {
     ),
     "maxvit": Leaves(r"attn_\w+\.attn\.proj", r"attn_\w+\.mlp\.fc2", r"conv\.conv3_1x1"),
     "coatnet": Leaves(r"blocks\.\d+\.attn\.proj", r"mlp\.fc2", r"blocks\.\d+\.conv3_1x1"),
+    "volo": Leaves(r"network\.\d\.\d\.attn\.proj", r"mlp\.fc2", represent=pre_logits),
     "hybrid": Leaves(),
     "open_clip": Leaves(heads=r"(?!)", mlps=r"mlp\.c_proj", represent=image_embedding),
 }

@@ -58,7 +58,10 @@ def reshape(readout: Readout, before: Shape, bound: int) -> Readout:
         shape=target.shape, box=target.box, static=not sized,
     )  # fmt: skip
     matrix_shape = tuple(m_shape)
-    m = m.then(lambda t, run: t.reshape(t.shape[0], *matrix_shape, t.shape[-1]), shape=matrix_shape)
+    m = m.then(
+        lambda t, run: t.reshape(t.shape[0], *matrix_shape, t.shape[-1]),
+        shape=matrix_shape, reshapes=True,
+    )  # fmt: skip
     return Readout(w, m, before)
 
 
@@ -81,9 +84,11 @@ def _permuted(readout: Readout, order: list[int]) -> Readout:
 
     w_axes = [0, *(axis + 1 for axis in back)]
     m_axes = [*w_axes, len(back) + 1]
+    kept = [axis for axis in back if m.full(axis)]
+    in_order = kept == sorted(kept)
     return Readout(
         w.then(lambda t, run: t.permute(w_axes), shape=pick(w.shape), box=pick(w.box)),
-        m.then(lambda t, run: t.permute(m_axes), shape=pick(m.shape)),
+        m.then(lambda t, run: t.permute(m_axes), shape=pick(m.shape), reshapes=in_order),
         pick(readout.full),
     )
 
