@@ -116,16 +116,14 @@ def _walked(
 
     The first walk passes no attention, so that every product that reads a hidden stream shows.
     """
-    first = Walk(captured, output, pass_through=False, freeze_gates=freeze_gates, head=head)
-    first.run()
-    pools = frozenset(first.hidden_pools())
-    while True:
+    pools: frozenset[fx.Node] = frozenset()
+    walk = Walk(captured, output, pass_through=False, freeze_gates=freeze_gates, head=head)
+    walk.run()
+    while (pool := walk.hidden_pool()) is not None or not walk.pass_through:
+        pools |= {pool} if pool is not None else set()
         walk = Walk(captured, output, pools, freeze_gates=freeze_gates, head=head)
         walk.run()
-        more = walk.hidden_pools()
-        if not more:
-            return walk
-        pools |= more
+    return walk
 
 
 def _blocking(walk: Walk) -> fx.Node | None:

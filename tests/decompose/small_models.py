@@ -108,8 +108,8 @@ SMALL: dict[str, Small] = {
     "beit": _plain("beit_base_patch16_224"),
     "eva02": _plain("eva02_tiny_patch14_224", embed_dim=24),
     "relpos": _plain("vit_relpos_small_patch16_224", leading=0),
-    "cait": _plain("cait_xxs24_224", mlps=4),
     # the second class attention reads a stream that has come to z by then: a block of its own
+    "cait": _plain("cait_xxs24_224", mlps=4, heads=(3, 3, 3)),
     "xcit": Small(
         "xcit_nano_12_p16_224", (32, 32), (3, 3, 3), 4, (4, 4), convs=2, leading=1, kwargs=PLAIN
     ),
@@ -132,7 +132,7 @@ SMALL: dict[str, Small] = {
         **{**MAXVIT, "img_size": 32, "block_type": ("C", "T"), "transformer_window_size": None},
     ),
     "volo": Small(
-        "volo", (64, 64), (3, 2), 4, (8, 8), leading=1,
+        "volo", (64, 64), (3, 2, 2), 4, (8, 8), leading=1,
         kwargs={"img_size": 64, "embed_dims": (24, 32, 32, 32), "num_heads": (3, 2, 2, 2),
                 "layers": (1, 1, 0, 0), "num_classes": 5},
     ),

@@ -61,7 +61,8 @@ FAMILIES: dict[str, Leaves] = {
     "eva02": Leaves(),
     "relpos": Leaves(),
     "cait": Leaves(
-        r"^blocks\.\d+\.attn\.proj", r"blocks\.\d+\.mlp\.fc2|blocks_token_only\.\d+\.mlp\.fc2"
+        r"^blocks\.\d+\.attn\.proj|blocks_token_only\.1\.attn\.proj",
+        r"blocks\.\d+\.mlp\.fc2|blocks_token_only\.\d+\.mlp\.fc2",
     ),
     "swin": Leaves(),
     "swin v2": Leaves(),
@@ -71,7 +72,7 @@ FAMILIES: dict[str, Leaves] = {
     ),
     "maxvit": Leaves(r"attn_\w+\.attn\.proj", r"attn_\w+\.mlp\.fc2", r"conv\.conv3_1x1"),
     "coatnet": Leaves(r"blocks\.\d+\.attn\.proj", r"mlp\.fc2", r"blocks\.\d+\.conv3_1x1"),
-    "volo": Leaves(r"network\.\d\.\d\.attn\.proj", r"mlp\.fc2", represent=pre_logits),
+    "volo": Leaves(r"network\.\d\.\d\.attn\.proj|post_network\.1\.attn\.proj", r"mlp\.fc2"),
     "hybrid": Leaves(),
     "open_clip": Leaves(heads=r"(?!)", mlps=r"mlp\.c_proj", represent=image_embedding),
 }

@@ -156,6 +156,7 @@ def apply_matrix(
     else:
         m = m.spread([axis], full)
         shape = tuple(width if a == axis else s for a, s in enumerate(m.shape))
+        refuse_large(m.r * math.prod(shape) * m.width // 2)  # widest in the middle of an MLP
         m = m.then(
             lambda t, run: (t.movedim(place, -1) @ run.weights.get(weight)).movedim(-1, place),
             shape=shape,
