@@ -31,7 +31,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "world": 1,
     "manifest": 1,
     "features": 1,
-    "contributions": 2,
+    "contributions": 3,
     "maps": 1,
     "scores": 5,
     "validation": 4,

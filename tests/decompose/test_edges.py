@@ -253,3 +253,51 @@ def test_a_normalized_representation_is_a_unit_vector() -> None:
     assert torch.allclose(parts.normalized.norm(dim=1), torch.ones(3).double())
     cosine = torch.cosine_similarity(parts.normalized, parts.representation)
     assert torch.allclose(cosine, torch.ones(3).double())
+
+
+class NormsAndGates(nn.Module):
+    """BatchNorm behind a residual addition, squeeze-excite on the stream, RMSNorm at the end."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.stem, self.mlp = nn.Conv2d(3, width, 4, 4), Mlp(width)
+        self.batch, self.squeeze = nn.BatchNorm1d(width), nn.Linear(width, width)
+        self.attention, self.norm = Attention(width, 3), nn.RMSNorm(width, eps=1e-6)
+
+    def stream(self, images: Tensor) -> dict[str, Tensor]:
+        stem = self.stem(images).flatten(2).transpose(1, 2)
+        mlp = self.mlp(stem)
+        x = self.batch((stem + mlp).transpose(1, 2)).transpose(1, 2)
+        gate = torch.sigmoid(self.squeeze(x.mean(1, keepdim=True)))
+        x = x * gate
+        return {"mlp": mlp, "gate": gate, "last": x + self.attention(x)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.stream(images)["last"]).mean(1)
+
+
+def test_batch_norm_after_a_residual_squeeze_excite_and_rms_norm_are_on_the_path() -> None:
+    model = randomise(NormsAndGates()).double()
+    parts = decompose(model, IMAGES)
+    assert float(parts.error.max()) <= 1e-12
+    assert list(parts.frozen["operation"]) == ["mul"]
+    values = model.stream(IMAGES)
+    gain = model.batch.weight / (model.batch.running_var + model.batch.eps).sqrt()
+    deviation = (values["last"].square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    written = (values["mlp"] - model.mlp.down.bias) * gain * values["gate"]
+    wanted = (written * deviation * model.norm.weight).mean(1)
+    (row,) = parts.components.index[parts.components["kind"] == "mlp"]
+    assert torch.allclose(parts.values[:, row], wanted, rtol=0, atol=1e-13)
+
+
+def test_fused_and_written_out_attention_are_decomposed_alike() -> None:
+    fused, written = (SMALL["vit"].build().double() for _ in range(2))
+    for block in written.blocks:
+        assert block.attn.fused_attn
+        block.attn.fused_attn = False
+    one, two = (decompose(model, images_for("vit"), per="token") for model in (fused, written))
+    assert torch.allclose(one.values, two.values, rtol=0, atol=1e-12)
+    operations = [set(plan_for(m, images_for("vit")).facts.nodes) for m in (fused, written)]
+    names = [{str(node.target) for node in nodes} for nodes in operations]
+    assert any("scaled_dot_product" in name for name in names[0])
+    assert not any("scaled_dot_product" in name for name in names[1])
