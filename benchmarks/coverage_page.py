@@ -34,12 +34,13 @@ def page(frame: pd.DataFrame, *, every: bool, families: int, today: date) -> str
         f"Made on {today.isoformat()} by `{command} --docs docs/supported-models.md` with "
         f"{libraries}. One row per family: its smallest variant, made without weights, every "
         "parameter, norm statistic and relative position bias drawn at random, two images, large "
-        "ones with fewer blocks or at a smaller input. The bars: relative error of the sum at "
-        "most 1e-10 in float64 and 1e-5 in float32. Attention is counted from the modules that "
-        "run, not from the decomposition.",
+        "ones with fewer blocks (two of a row of equal ones) or at a smaller input. The bars: "
+        "relative error of the sum at most 1e-10 in float64 and 1e-5 in float32. Attention is "
+        "counted from the modules that run, not from the decomposition.",
         "",
-        f"{good} of the {len(frame)} families checked are exact and complete "
-        f"({families - len(frame)} of {families} have not been checked).",
+        f"{good} of all {families} families, {good / families:.1%}, are exact and complete: every "
+        "attention module is split into its heads or pools, and every block is a component, pools, "
+        "or lies in the stem. " + _unchecked(families - len(frame)),
         "",
         "*Frozen on the stream* counts modules whose activation or max pooling on the residual "
         "stream is passed with its gate or its choice frozen (`docs/decomposition.md`); such "
@@ -61,6 +62,10 @@ def page(frame: pd.DataFrame, *, every: bool, families: int, today: date) -> str
             lines += [f"## {title}", "", *_table(rows), ""]
     lines += ["## Refusals, and what is incomplete", "", *_reasons(frame), ""]
     return "\n".join(lines)
+
+
+def _unchecked(count: int) -> str:
+    return f"{count} have not been checked." if count else "None is unchecked."
 
 
 def _table(rows: pd.DataFrame) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass, field
 
 from torch import fx
 
@@ -27,6 +28,31 @@ from pipeline_lib.decomposition.rules import (
     pull,
     unbroadcast,
 )
+
+
+@dataclass
+class Path:
+    """A way back from the end of a branch.
+
+    Attributes
+    ----------
+    top, whole
+        The end of the branch, and how the representation reads it.
+    boundary
+        What the stream was computed from before the branch left it, as bits of nodes.
+    node, readouts
+        Where the path has come to, and how the representation reads that.
+    constants, chain
+        Constants met on the way, and the operations passed.
+    """
+
+    top: fx.Node
+    whole: list[Readout]
+    boundary: int
+    node: fx.Node
+    readouts: list[Readout]
+    constants: list[Constant] = field(default_factory=list)
+    chain: list[fx.Node] = field(default_factory=list)
 
 
 class Branches:
@@ -59,101 +85,100 @@ class Branches:
             found.append((operand, mine))
         return found  # type: ignore[return-value]
 
-    def follow(
-        self,
-        top: fx.Node,
-        readouts: list[Readout],
-        boundary: int,
-    ) -> None:
-        """Register the components of the branch that ends in `top`."""
-        node, current, constants = top, readouts, []
-        chain: list[fx.Node] = []
-        while True:
-            if "heads" in node.meta:
-                self._activated_heads(node, current, constants)
-                return
-            if self.facts.within(node, boundary):
-                self.findings.leaf(
-                    top, readouts, self._kind(top, boundary, chain), constants, chain
-                )
-                return
-            chain.append(node)
-            dependent = self.paths.dependent(node)
-            name = op_name(node)
-            if name in SUMS and len(dependent) == 2:
-                ends = [self.paths.leads_to(other, boundary) for other in dependent]
-                if all(end == "linear" for end in ends):
-                    self.findings.leaf(
-                        top, readouts, self._kind(top, boundary, chain), constants, chain
-                    )
-                    return
-                self.findings.keep(constants)
-                for operand, mine in self.operands(node, current):
-                    self.follow(operand, mine, boundary)
-                return
-            if name in JOINS and self.paths.data_operand(node) is None:
-                if not self._join(node, current, constants, boundary):
-                    break
-                return
-            if is_product(self.facts, node):
-                if node in self.pools:
-                    self.findings.keep(constants)
-                    self.stream.push(node, current)
-                else:
-                    self._heads(node, current, constants, node)
-                return
-            if name in ("mul", "div") and len(dependent) == 2:
-                data = self._attention_operand(node, boundary)
-                if data is None:
-                    break
-                other = next(arg for arg in dependent if arg is not data)
-                current = [gate(self.context, r, other, divide=name == "div") for r in current]
-                current = [unbroadcast(self.context, r, self.facts.shape(data)) for r in current]
-                node = data
-                continue
-            following = self.paths.data_operand(node)
-            if following is None:
-                break
-            if self._splits_heads(node, current, following):
-                self._heads(node, current, constants, following)
-                return
-            try:
-                pulled = [pull(self.context, node, readout) for readout in current]
-            except TooWide:
-                break
-            constants = constants + [c for result in pulled for c in result.constants]
-            current = merge([r for result in pulled for _, r in result.inputs])
-            node = following
-        self.findings.leaf(top, readouts, self._kind(top, boundary, chain), constants, chain)
+    def follow(self, top: fx.Node, readouts: list[Readout], boundary: int) -> None:
+        """Register the components of the branch that ends in `top` and began in `boundary`."""
+        path = Path(top, readouts, boundary, top, readouts)
+        while (following := self._next(path)) is not None:
+            path.node = following
+
+    def _next(self, path: Path) -> fx.Node | None:
+        """One step back along a path; None where it ended or went on as branches of their own."""
+        node = path.node
+        if "heads" in node.meta:
+            return self._activated_heads(path)
+        if self.facts.within(node, path.boundary):
+            return self._end(path)
+        path.chain.append(node)
+        name, dependent = op_name(node), self.paths.dependent(node)
+        if name in SUMS and len(dependent) == 2:
+            return self._at_sum(path, dependent)
+        if name in JOINS and self.paths.data_operand(node) is None:
+            return self._at_join(path)
+        if is_product(self.facts, node):
+            return self._at_product(path)
+        if name in ("mul", "div") and len(dependent) == 2:
+            return self._at_gate(path, dependent)
+        return self._through(path)
+
+    def _end(self, path: Path) -> None:
+        """The branch is one component, with the constants met on the way taken off."""
+        kind = self._kind(path)
+        self.findings.leaf(path.top, path.whole, kind, path.constants, path.chain)
+
+    def _at_sum(self, path: Path, operands: list[fx.Node]) -> None:
+        ends = [self.paths.leads_to(other, path.boundary) for other in operands]
+        whole = "attention" not in ends and is_named_attention(path.chain)
+        if whole or all(end == "linear" for end in ends):
+            return self._end(path)
+        self.findings.keep(path.constants)
+        for operand, mine in self.operands(path.node, path.readouts):
+            self.follow(operand, mine, path.boundary)
+        return None
+
+    def _at_join(self, path: Path) -> None:
+        """Follow the operands of a concatenation as branches of their own, where all can be."""
+        operands = [arg for arg in path.node.args[0] if self.facts.depends(arg)]  # type: ignore[union-attr]
+        if all(self.paths.leads_to(arg, path.boundary) == "linear" for arg in operands):  # type: ignore[arg-type]
+            return self._end(path)
+        try:
+            pulled = [pull(self.context, path.node, readout) for readout in path.readouts]
+        except TooWide:
+            return self._end(path)
+        self.findings.keep(path.constants + [c for result in pulled for c in result.constants])
+        for result in pulled:
+            for operand, readout in result.inputs:
+                self.follow(operand, [readout], path.boundary)
+        return None
+
+    def _at_product(self, path: Path) -> None:
+        if path.node not in self.pools:
+            return self._heads(path, path.node)
+        self.findings.keep(path.constants)
+        return self.stream.push(path.node, path.readouts)
+
+    def _at_gate(self, path: Path, operands: list[fx.Node]) -> fx.Node | None:
+        """The factor that leads to attention, the other being frozen."""
+        data = self._attention_operand(path.node, path.boundary)
+        if data is None:
+            return self._end(path)
+        other = next(arg for arg in operands if arg is not data)
+        divide = op_name(path.node) == "div"
+        gated = [gate(self.context, readout, other, divide=divide) for readout in path.readouts]
+        shape = self.facts.shape(data)
+        path.readouts = [unbroadcast(self.context, readout, shape) for readout in gated]
+        return data
 
     def _attention_operand(self, node: fx.Node, boundary: int) -> fx.Node | None:
         operands = self.paths.dependent(node)
+        led = [self.paths.leads_to(operand, boundary) == "attention" for operand in operands]
         if op_name(node) == "div":
-            led = self.paths.leads_to(operands[0], boundary)
-            return operands[0] if led == "attention" else None
-        ends = [self.paths.leads_to(operand, boundary) == "attention" for operand in operands]
-        return operands[ends.index(True)] if ends.count(True) == 1 else None
+            return operands[0] if led[0] else None
+        return operands[led.index(True)] if led.count(True) == 1 else None
 
-    def _join(
-        self,
-        node: fx.Node,
-        readouts: list[Readout],
-        constants: list[Constant],
-        boundary: int,
-    ) -> bool:
-        """Follow the operands of a concatenation as branches of their own, where all can be."""
-        operands = [arg for arg in node.args[0] if self.facts.depends(arg)]  # type: ignore[union-attr]
-        if all(self.paths.leads_to(arg, boundary) == "linear" for arg in operands):  # type: ignore[arg-type]
-            return False
+    def _through(self, path: Path) -> fx.Node | None:
+        """The operand of a linear operation."""
+        following = self.paths.data_operand(path.node)
+        if following is None:
+            return self._end(path)
+        if self._splits_heads(path.node, path.readouts, following):
+            return self._heads(path, following)
         try:
-            pulled = [pull(self.context, node, readout) for readout in readouts]
+            pulled = [pull(self.context, path.node, readout) for readout in path.readouts]
         except TooWide:
-            return False
-        self.findings.keep(constants + [c for result in pulled for c in result.constants])
-        for result in pulled:
-            for operand, readout in result.inputs:
-                self.follow(operand, [readout], boundary)
-        return True
+            return self._end(path)
+        path.constants = path.constants + [c for result in pulled for c in result.constants]
+        path.readouts = merge([readout for result in pulled for _, readout in result.inputs])
+        return following
 
     def _splits_heads(self, node: fx.Node, readouts: list[Readout], following: fx.Node) -> bool:
         """Whether a reshape takes heads apart from the batch, with an attention product below."""
@@ -168,27 +193,19 @@ class Branches:
         )
         return taken_apart and is_product(self.facts, self.paths.root(following))
 
-    def _activated_heads(
-        self, node: fx.Node, readouts: list[Readout], constants: list[Constant]
-    ) -> None:
+    def _activated_heads(self, path: Path) -> None:
         """One component per head where an activation follows the attention product."""
-        products, axes = node.meta["heads"]
-        self.findings.keep(constants)
+        products, axes = path.node.meta["heads"]
+        self.findings.keep(path.constants)
         if self.pools.intersection(products):
-            self.stream.push(node, readouts)
-            return
-        leaf = self.findings.leaf(node, readouts, "head", [], [products[0]])
-        leaf.head_axes = axes
-        leaf.product = products[0]
+            return self.stream.push(path.node, path.readouts)
+        leaf = self.findings.leaf(path.node, path.readouts, "head", [], [products[0]])
+        leaf.head_axes, leaf.product = axes, products[0]
+        return None
 
-    def _heads(
-        self,
-        node: fx.Node,
-        readouts: list[Readout],
-        constants: list[Constant],
-        below: fx.Node,
-    ) -> None:
-        """Register one component per head of the attention product at (or below) `node`."""
+    def _heads(self, path: Path, below: fx.Node) -> None:
+        """Register one component per head of the attention product at (or below) the node."""
+        node, readouts = path.node, path.readouts
         full = self.facts.shape(node)
         used = sorted({a for r in readouts for a in range(len(full)) if r.m.full(a)})
         attended = below
@@ -201,10 +218,9 @@ class Branches:
             heads = tuple(axis for axis in used if axis not in inner)
         else:
             heads = tuple(used[:1]) if len(used) > 1 else ()
-        self.findings.keep(constants)
+        self.findings.keep(path.constants)
         leaf = self.findings.leaf(node, readouts, "head", [], [attended])
-        leaf.head_axes = heads
-        leaf.product = attended
+        leaf.head_axes, leaf.product = heads, attended
 
     def _inner_axes(self, node: fx.Node) -> set[int]:
         """Axes of a product's result that are no batch axes: the tokens and the head's width."""
@@ -227,13 +243,13 @@ class Branches:
                     todo.append(other)
         return [node for node in found if self.facts.depends(node)]
 
-    def _kind(self, top: fx.Node, boundary: int, chain: list[fx.Node]) -> str:
-        region = self._region(top, boundary)
+    def _kind(self, path: Path) -> str:
+        region = self._region(path.top, path.boundary)
         if any(is_product(self.facts, node) for node in region):
             return "attention"
         if any(is_attention(node) for node in region):
             return "head"  # a sum weighted by one softmax: attention of a single head
-        if is_named_attention(chain):
+        if is_named_attention(path.chain):
             return "head"  # additive attention, which multiplies elementwise: a single head
         names = Counter(op_name(node) for node in region)
         wide = any(
