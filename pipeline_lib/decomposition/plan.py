@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -232,8 +233,16 @@ def _assemble(captured: Capture, walk: Walk, readout: str) -> Plan:
     return Plan(
         captured, walk.facts, walk, walk.context, stem, leaves, walk.findings.constants,
         walk.findings.stem_constants, taps, walk.output, width, readout, table, components,
-        spans, runner, dense_entries=walk.dense_entries,
+        spans, runner, dense_entries=walk.dense_entries or _dense_beside(walk),
     )  # fmt: skip
+
+
+def _dense_beside(walk: Walk) -> int:
+    """Numbers that dense readouts inside branches hold, where the stream has none."""
+    found = walk.findings
+    readouts = [c.readout for c in (*found.constants, *found.stem_constants)]
+    readouts += [readout for leaf in found.leaves for readout in leaf.readouts]
+    return sum(math.prod(abs(dim) for dim in r.full) for r in readouts if r.dense)
 
 
 def _refuse_hidden_attention(walk: Walk, leaves: list[Leaf]) -> None:
