@@ -166,11 +166,7 @@ class Branches:
         return operands[led.index(True)] if led.count(True) == 1 else None
 
     def _through(self, path: Path) -> fx.Node | None:
-        """The operand of a linear operation.
-
-        An operation behind which the readout would be dense is passed for the sake of heads only:
-        constants in front of it stay with the component.
-        """
+        """The operand of a linear operation."""
         following = self.paths.data_operand(path.node)
         if following is None:
             return self._end(path)
@@ -180,12 +176,8 @@ class Branches:
             pulled = [pull(self.context, path.node, readout) for readout in path.readouts]
         except TooWide:
             return self._end(path)
-        readouts = merge([readout for result in pulled for _, readout in result.inputs])
-        widened = any(r.dense for r in readouts) and not any(r.dense for r in path.readouts)
-        if widened and self.paths.leads_to(following, path.boundary) != "attention":
-            return self._end(path)
         path.constants = path.constants + [c for result in pulled for c in result.constants]
-        path.readouts = readouts
+        path.readouts = merge([readout for result in pulled for _, readout in result.inputs])
         return following
 
     def _splits_heads(self, node: fx.Node, readouts: list[Readout], following: fx.Node) -> bool:

@@ -96,6 +96,16 @@ def _strided(chain: Chain) -> Step:
     return lambda x: layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+def _transposed(chain: Chain) -> Step:
+    """Up to twice the size, in windows that overlap, or that do not."""
+    kernel, pad = chain.rng.choice([(2, 0), (4, 1)])
+    channels = chain.shape[2]
+    groups = chain.rng.choice([1, channels])
+    layer = chain.add(nn.ConvTranspose2d(channels, channels, kernel, 2, pad, groups=groups))
+    chain.shape = (2 * chain.shape[0], 2 * chain.shape[1], channels)
+    return lambda x: layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+
+
 def _merge(chain: Chain) -> Step:
     rows, columns, channels = chain.shape
     layer = chain.add(nn.Linear(4 * channels, 6, bias=False))
@@ -199,7 +209,7 @@ STEPS: dict[str, Callable[[Chain], Step]] = {
     "batch_norm": _batch_norm, "conv": _conv, "strided": _strided, "merge": _merge,
     "windows": _windows, "roll": _roll, "flip": _flip, "slice": _slice, "pad": _pad,
     "constant": _constant, "chunk": _chunk, "scale": _scale, "offset": _offset, "pool": _pool,
-    "interpolate": _interpolate, "branch": _branch,
+    "interpolate": _interpolate, "branch": _branch, "transposed": _transposed,
 }  # fmt: skip
 
 

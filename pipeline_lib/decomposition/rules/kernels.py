@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
@@ -143,3 +144,63 @@ def _pull_dense_kernel(
     w = readout.w.spread(axes, readout.full)
     shape = tuple(before[a] if a in axes else s for a, s in enumerate(w.shape))
     return Readout(w.then(pulled, shape=shape), readout.m, before)
+
+
+@rule("conv_transpose2d")
+def _transposed(context: Context, node: fx.Node, readout: Readout) -> Pulled:
+    """A transposed convolution writes each input to a window of the result, which reads it back."""
+    facts, (data, weight) = context.facts, node.args[:2]
+    if facts.depends(weight):
+        raise TooWide("a weight that depends on the images")
+    before, kernel = facts.shape(data), facts.shape(weight)[2:]  # type: ignore[arg-type]
+    settings = [
+        _each(argument(node, place, name, default), 2)
+        for place, name, default in ((7, "dilation", 1), (4, "padding", 0), (3, "stride", 1))
+    ]
+    groups = int(argument(node, 6, "groups", 1))  # type: ignore[call-overload]
+    pulled, taps, lazy = Pulled(), math.prod(kernel), facts.constant(weight)
+    add_bias(context, pulled, node, readout, 1, argument(node, 2, "bias"))
+    if readout.dense:
+        dilation, padding, stride = settings
+        settled = (before, stride, padding, dilation, groups)
+        pulled.inputs.append((data, _dense_transposed(readout, lazy, *settled)))  # type: ignore[arg-type]
+        return pulled
+    if readout.w.full(1):
+        readout = readout.spread_weights([1], context.bound)
+    if any(readout.m.full(axis) for axis in (2, 3)):
+        readout = readout.spread_products([2, 3], context.bound)
+    if readout.r * taps > context.bound:
+        raise TooWide(f"{readout.r * taps} products, more than {context.bound}")
+    refuse_large(readout.r * taps * before[1] * readout.m.width)
+    w, m = readout.w.spread([2, 3], readout.full), readout.m.spread([1], readout.full)
+
+    def cut(t: Tensor, run: Run) -> Tensor:
+        flat = F.unfold(t.flatten(0, 2).unsqueeze(1), kernel, *settings)
+        apart = flat.unflatten(0, t.shape[:3]).movedim(3, 1).flatten(0, 1)
+        return apart.unflatten(-1, before[2:])
+
+    def mix(t: Tensor, run: Run) -> Tensor:
+        rows = t.reshape(t.shape[0], groups, -1, t.shape[-1])
+        kernels = run.weights.get(lazy).flatten(2).unflatten(0, (groups, -1))
+        mixed = torch.einsum("rgod,giok->rkgid", rows, kernels)
+        return mixed.reshape(t.shape[0] * taps, 1, before[1], 1, 1, t.shape[-1])
+
+    w = w.then(cut, shape=(*w.shape[:2], *before[2:]), r=w.r * taps)
+    m = m.then(mix, shape=(1, before[1], 1, 1), r=m.r * taps)
+    pulled.inputs.append((data, Readout(w, m, before)))  # type: ignore[arg-type]
+    return pulled
+
+
+def _dense_transposed(
+    readout: Readout, weight: Lazy, before: Shape, stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Readout:  # fmt: skip
+    """The convolution itself, on every column."""
+
+    def pulled(t: Tensor, run: Run) -> Tensor:
+        kernels = run.get(weight)
+        back = F.conv2d(t.flatten(0, 1), kernels, None, stride, padding, dilation, groups)
+        return back.unflatten(0, t.shape[:2])
+
+    w = readout.w.spread([1, 2, 3], readout.full)
+    return Readout(w.then(pulled, shape=(w.shape[0], *before[1:])), readout.m, before)

@@ -324,7 +324,8 @@ def _pad(context: Context, node: fx.Node, readout: Readout) -> Pulled:
     pads = list(node.args[1])  # type: ignore[arg-type]
     mode = argument(node, 2, "mode", "constant") if op_name(node) == "pad" else "constant"
     value = argument(node, 3 if op_name(node) == "pad" else 2, "value", 0.0)
-    if mode != "constant" or value not in (None, 0, 0.0):
+    never_chosen = value == -math.inf and all(op_name(u).startswith("max_pool") for u in node.users)
+    if mode != "constant" or not (value in (None, 0, 0.0) or never_chosen):
         raise TooWide(f"padding in mode {mode!r} with value {value}")
     before = context.facts.shape(node.args[0])  # type: ignore[arg-type]
     rank = len(before)
