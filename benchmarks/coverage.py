@@ -172,7 +172,7 @@ def _check_exactness(
     row |= {kind: int(kinds.get(kind, 0)) for kind in ("head", "mlp", "conv")}
     row["other"] = int(kinds.get("attention", 0))
     row["width"] = parts.representation.shape[1]
-    row["readout"] = parts.readout
+    row["readout"] = json.loads(row["reduced"]).get("read at", parts.readout)
     row["cancellation"] = float(
         (parts.values.norm(dim=2).sum(1) / parts.values.sum(1).norm(dim=1)).max()
     )

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline_lib._torchvision import ensure_torchvision
+from pipeline_lib.decomposition.capture import Representation
 
 #: timm's modules of convolutional networks, which this project leaves out. All other modules count
 #: as transformers, hybrids of convolution and attention, or mixers.
@@ -213,6 +214,28 @@ def build(case: Case) -> tuple[nn.Module, int, dict[str, Any]]:
     return _build_timm(case) if case.library == "timm" else _build_open_clip(case)
 
 
+class MeanOfTokens(nn.Module):
+    """An encoder that returns its tokens, pooled: what is refused without such a module."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.encoder(images)
+        return tokens.mean(1) if tokens.dim() == 3 else tokens.mean((2, 3))
+
+
+def _with_one_vector(model: nn.Module, size: int) -> nn.Module:
+    """The model, or its pooled tokens where it returns these and has no head."""
+    if Representation(model).kind != "output":
+        return model
+    with torch.no_grad():
+        output = model(torch.zeros(1, 3, size, size))
+    several = isinstance(output, Tensor) and output.dim() > 2
+    return MeanOfTokens(model).eval() if several else model
+
+
 def _build_timm(case: Case) -> tuple[nn.Module, int, dict[str, Any]]:
     import timm
 
@@ -223,7 +246,8 @@ def _build_timm(case: Case) -> tuple[nn.Module, int, dict[str, Any]]:
         options = [{"depth": 4}, {"depths": (1, 1, 2, 1)}, {"layers": (1, 1, 2, 1)}, {}]
     smaller = size if size <= 256 else 256 if size % 256 == 0 else 224
     if smaller < size:
-        options = [{**o, "img_size": smaller} for o in options] + options
+        sizes = (smaller, 192)  # 192 = 4 · 48, for patches that are pooled by threes
+        options = [{**o, "img_size": s} for s in sizes for o in options] + options
     for chosen in options:
         try:
             model = timm.create_model(case.model, pretrained=False, **chosen)
@@ -232,11 +256,15 @@ def _build_timm(case: Case) -> tuple[nn.Module, int, dict[str, Any]]:
                 raise
             continue
         model.eval()
+        if "img_size" in chosen and not _takes(model, chosen["img_size"]):
+            continue
         if "img_size" not in chosen and smaller < size and _takes(model, smaller):
             size = smaller
         size = chosen.get("img_size", size)
         cut = shorten(model, size) if case.parameters > LARGE else 0
-        return model, size, {**chosen, **({"blocks cut": cut} if cut else {})}
+        whole = _with_one_vector(model, size)
+        wrapped = {"read at": "the mean of its tokens"} if whole is not model else {}
+        return whole, size, {**chosen, **({"blocks cut": cut} if cut else {}), **wrapped}
     raise AssertionError("not reached")
 
 
