@@ -36,6 +36,8 @@ class Leaf:
         What stands before the batch in a folded axis.
     product
         The attention product, for heads.
+    end
+        The operation at which the path back from it ended.
     """
 
     node: fx.Node
@@ -47,6 +49,7 @@ class Leaf:
     order: int = 0
     before: int = 1
     product: fx.Node | None = None
+    end: fx.Node | None = None
 
 
 @dataclass(eq=False)
@@ -111,6 +114,7 @@ class Findings:
         leaf = Leaf(node, readouts, kind, path, constants=constants)
         leaf.order = self.facts.index[node]
         leaf.before = self.facts.before_batch(node)
+        leaf.end = chain[-1] if chain else node
         self.constants.extend(constants)
         self.leaves.append(leaf)
         self.note(node, "component", f"{kind} {path}")

@@ -249,10 +249,10 @@ def _refuse_hidden_attention(walk: Walk, leaves: list[Leaf]) -> None:
     """Every softmax that feeds the readout must be cut into heads, or pool the stream."""
     whole = [leaf for leaf in leaves if leaf.kind == "attention"]
     if whole:
-        leaf = whole[0]
+        leaf, end = whole[0], whole[0].end or whole[0].node
         raise DecompositionRefused(
-            f"the attention block {leaf.path!r} cannot be split into heads: a nonlinearity stands "
-            f"between its attention product and {op_name(leaf.node)} {where(leaf.node)}"
+            f"the attention block {leaf.path!r} cannot be split into heads: {op_name(end)} "
+            f"{where(end)}, a nonlinearity, stands between its attention product and the stream"
         )
     hidden = 0
     for leaf in walk.findings.leaves:

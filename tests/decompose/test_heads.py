@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from frozen import FrozenModel, without
 from small_models import SMALL, images_for, small_model
-from test_edges import IMAGES, Mlp
+from test_edges import IMAGES, Attention, Mlp
 from test_meaning import FAMILIES, pre_logits
 from torch import Tensor, nn
 
 from benchmarks.randomise import randomise
 from pipeline_lib.decomposition import Decomposition, decompose, plan_for
+from pipeline_lib.errors import DecompositionRefused
 
 
 def attended(x: Tensor) -> Tensor:
@@ -208,3 +209,16 @@ def test_windows_are_cut_and_added_up_as_torch_does_it() -> None:
     assert float(parts.error.max()) <= 1e-12
     assert list(plan_for(model, IMAGES).components["kind"]) == ["stem", "mlp", "bias"]
     assert sums_over_tokens(model, parts)
+
+
+def test_attention_in_front_of_its_branchs_mlp_is_refused_by_name() -> None:
+    class Within(Block):
+        """The attention writes to a stream of the branch, which its MLP reads (EdgeNeXt)."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.stem(images).flatten(2).transpose(1, 2)
+            return (x + self.mlp(x + self.attention(x))).mean(1)
+
+    model = randomise(Within(Attention(6, 2))).double()
+    with pytest.raises(DecompositionRefused, match=r"'mlp' cannot be split.*gelu in module 'mlp'"):
+        decompose(model, IMAGES)
