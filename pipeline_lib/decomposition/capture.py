@@ -8,6 +8,7 @@ their functional twins. Nothing here knows an architecture; which term goes wher
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -47,7 +48,9 @@ class Representation(nn.Module):
 
 
 def _has_head(model: nn.Module) -> bool:
-    """Whether a timm model has a head, or is an encoder that refuses to have one."""
+    """Whether a timm model has a head, or is an encoder that has none or refuses to have one."""
+    if "pre_logits" not in inspect.signature(model.forward_head).parameters:  # type: ignore[arg-type]
+        return False
     try:
         model.forward_head(torch.empty(0), pre_logits=True)  # type: ignore[operator]
     except NotImplementedError:
