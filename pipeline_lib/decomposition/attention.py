@@ -163,8 +163,13 @@ def attention_weights(context: Context, found: Product) -> Lazy:
     return Lazy(weights_of, static=False)
 
 
-def through(context: Context, found: Product, readout: Readout) -> Readout:
-    """Readout of the values of an attention product whose weights are frozen (P2, section 3)."""
+def through(
+    context: Context, found: Product, readout: Readout, *, heads_apart: bool = False
+) -> Readout:
+    """Readout of the values of an attention product whose weights are frozen (P2, section 3).
+
+    With `heads_apart` heads that share their values (multi-query attention) are not added up.
+    """
     facts = context.facts
     rank = len(readout.full)
     query_axis = rank - 1 if found.right else rank - 2
@@ -193,13 +198,14 @@ def through(context: Context, found: Product, readout: Readout) -> Readout:
         if box is not None:
             a = a.narrow(-2, *box)
         if single and box is None:
-            mixed = t * a.sum(-2, keepdim=True).transpose(-1, -2)
+            read = t * a.sum(-2, keepdim=True).transpose(-1, -2)
         else:
-            mixed = a.transpose(-1, -2) @ t
-        return mixed.transpose(-1, -2) if found.right else mixed
+            read = a.transpose(-1, -2) @ t
+        return read.transpose(-1, -2) if found.right else read
 
     shape: Shape = tuple(tokens if a == query_axis else s for a, s in enumerate(w.shape))
     new_box = tuple(None if a == query_axis else b for a, b in enumerate(w.box))
     full = tuple(tokens if a == query_axis else s for a, s in enumerate(readout.full))
-    w = w.then(mix, shape=shape, box=new_box, static=False)
-    return unbroadcast(context, Readout(w, readout.m, full), before)
+    mixed = Readout(w.then(mix, shape=shape, box=new_box, static=False), readout.m, full)
+    apart = heads_apart and len(full) == len(before)
+    return mixed if apart else unbroadcast(context, mixed, before)

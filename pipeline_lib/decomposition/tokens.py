@@ -35,7 +35,7 @@ MOST_LEADING = 64
 @dataclass(frozen=True)
 class TokenLayout:
     """What the token axis holds: leading tokens, then the patch grid row by row, then one place
-    for what belongs to no token (biases and class-token parameters)."""
+    for what belongs to no token (biases, class-token parameters, padding of windows)."""
 
     leading: int
     grid: tuple[int, int]
@@ -114,9 +114,11 @@ class TokenPlan:
             return [self._plain(leaf.node, leaf.readouts, leaf.head_axes)]
         readouts = [few_products(readout) for readout in leaf.readouts]
         while found is not None:
-            readouts = merge([through(plan.context, found, readout) for readout in readouts])
             values = found.values
             inner = is_product(plan.facts, values)
+            readouts = merge(
+                [through(plan.context, found, r, heads_apart=not inner) for r in readouts]
+            )
             found = product(plan.facts, values) if inner else None
         plan.context.tap(values)
         return [self._plain(values, readouts, leaf.head_axes)]
@@ -434,7 +436,9 @@ def _leaf_tokens(run: Run, leaf: TokenLeaf, directions: Tensor, layout: TokenLay
     positions = place.positions.to(own.device)
     valid = positions >= 0
     own.index_add_(2, positions[valid], total[:, :, valid])  # type: ignore[index]
-    return _onto(own, place, layout)
+    out = _onto(own, place, layout)
+    out[:, :, -1] += total[:, :, ~valid].sum(2)  # type: ignore[index]
+    return out
 
 
 def _onto(own: Tensor, place: Place, layout: TokenLayout) -> Tensor:

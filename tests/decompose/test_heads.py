@@ -222,3 +222,48 @@ def test_attention_in_front_of_its_branchs_mlp_is_refused_by_name() -> None:
     model = randomise(Within(Attention(6, 2))).double()
     with pytest.raises(DecompositionRefused, match=r"'mlp' cannot be split.*gelu in module 'mlp'"):
         decompose(model, IMAGES)
+
+
+def test_padded_places_of_windows_belong_to_no_token() -> None:
+    """Swin pads 8×8 tokens to windows of 5×5: what the padding's biases write is kept apart."""
+    import timm
+
+    settings = {
+        "img_size": 32, "patch_size": 4, "window_size": 5, "embed_dim": 16, "depths": (2,),
+        "num_heads": (2,), "num_classes": 0, "always_partition": True,
+    }  # fmt: skip
+    model = randomise(timm.models.SwinTransformer(**settings)).double()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4)).double()
+    parts, tokens = decompose(model, images), decompose(model, images, per="token")
+    assert tokens.grid == (8, 8) and tokens.values.shape[2] == 65
+    assert torch.allclose(tokens.values.sum(2), parts.values, rtol=0, atol=1e-12)
+    heads = rows_of(parts, "head")
+    assert float(tokens.values[:, heads, -1].abs().max()) > 1e-6
+
+
+def test_heads_that_share_their_values_keep_their_tokens_apart() -> None:
+    class MultiQuery(nn.Module):
+        """Three heads of queries read one set of keys and values (MobileNetV5)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.kv, self.proj = nn.Linear(6, 12), nn.Linear(6, 8), nn.Linear(12, 6)
+
+        def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            q = self.q(x).unflatten(-1, (3, 4)).transpose(1, 2)
+            k, v = self.kv(x).unsqueeze(1).chunk(2, -1)
+            return (q @ k.transpose(-1, -2)).softmax(-1), v
+
+        def forward(self, x: Tensor) -> Tensor:
+            weights, v = self.parts(x)
+            return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+    model = randomise(Block(MultiQuery())).double()
+    tokens = decompose(model, IMAGES, per="token")
+    assert sums_over_tokens(model, decompose(model, IMAGES))
+    weights, v = model.attention.parts(model.stem(IMAGES).flatten(2).transpose(1, 2))
+    for head, row in enumerate(rows_of(tokens, "head")):
+        part = model.attention.proj.weight[:, 4 * head : 4 * head + 4]
+        wanted = (weights[:, head].mean(1)[..., None] * v[:, 0]) @ part.T
+        found = tokens.values[:, row, : wanted.shape[1]]
+        assert torch.allclose(found, wanted, rtol=0, atol=1e-13)
