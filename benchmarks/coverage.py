@@ -240,6 +240,8 @@ def _own_path(path: str) -> str:
 
 def verdict(row: dict[str, Any]) -> str:
     """`exact`, `partial` (an attention module or a block is no component), `wrong`, `refused`."""
+    if any("can't allocate memory" in str(row[key]) for key in ("refusal", "token_refusal")):
+        return "out of memory"
     if row["error64"] is None:
         return "refused" if not str(row["refusal"]).startswith("BUG") else "crashed"
     if not row["error64"] <= (1e-6 if row["single"] else EXACT["float64"]):
