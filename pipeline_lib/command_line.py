@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline_lib.errors import DataError, VitAtlasError
+from pipeline_lib.provenance import fault_report
 
 #: Exit code of a mistake of the user, as argparse has it.
 MISTAKE = 2
 
+#: Exit code of a fault of this project.
+FAULT = 1
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code is 0, or `MISTAKE`."""
+    """Run one verb; the exit code is 0, `MISTAKE` or `FAULT`."""
     parser = make_parser()
     given = parser.parse_args(arguments)
     answer: Callable[[argparse.Namespace], str] = given.answer
@@ -29,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return MISTAKE
     except BrokenPipeError:
         return 0
+    except Exception as error:
+        words = " ".join(sys.argv[1:] if arguments is None else arguments)
+        sys.stderr.write(traceback.format_exc())
+        sys.stderr.write("\n" + fault_report(error, {"command": f"{parser.prog} {words}"}) + "\n")
+        return FAULT
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import traceback
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -63,6 +64,33 @@ def code_facts() -> dict[str, Any]:
         "code": {"version": _version_of("vit-atlas"), "sources": _source_hash()},
         "libraries": {"python": platform.python_version(), **_library_versions()},
     }
+
+
+def fault_report(error: BaseException, facts: Mapping[str, object] | None = None) -> str:
+    """What to paste into a report of a fault of this project: what failed, where, with what.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    facts
+        What else is known, by name: rule, log, hash of the configuration.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    where = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-3:]]
+    code = code_facts()
+    known = {
+        "error": "".join(traceback.format_exception_only(error)).strip(),
+        "raised in": " < ".join(reversed(where)),
+        **(facts or {}),
+        "vit-atlas": f"{code['code']['version']}, sources {code['code']['sources']}",
+        "libraries": ", ".join(f"{name} {number}" for name, number in code["libraries"].items()),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+    lines = [f"  {name}: {value}" for name, value in known.items()]
+    return "\n".join(
+        ["This is a fault of vit-atlas, not of your input. Please report it with:", *lines]
+    )
 
 
 def data_fingerprint(manifest: pd.DataFrame) -> dict[str, Any]:

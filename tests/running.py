@@ -30,6 +30,9 @@ from snakemake.settings.types import (
 ROOT = Path(__file__).parents[1]
 SNAKEFILE = ROOT / "Snakefile"
 
+#: A tiny run of every stage.
+TINY = yaml.safe_load((ROOT / "config" / "test.yaml").read_text("utf-8"))
+
 #: What may run again in the default profile.
 TRIGGERS = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text("utf-8"))[
     "rerun-triggers"

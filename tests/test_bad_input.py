@@ -95,3 +95,18 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path: Path) -> None:
     assert "cannot be written" in message and "Free some space" in message
     bases = {"vit.bases.json", "vit.bases.safetensors"}  # small, and whole before the disk is full
     assert {path.name for path in left_over(tmp_path)} <= bases
+
+
+def test_a_fault_of_the_project_says_what_to_report(tmp_path: Path) -> None:
+    own_run(tmp_path)
+    stray = tmp_path / "results/own/manifest/photos/shards/x.parquet"  # no number of a shard
+    stray.parent.mkdir(parents=True)
+    stray.touch()
+    done = snakemake(tmp_path, "results/own/manifest/photos/images.parquet")
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    log = tmp_path / "results/own/logs/manifest/photos.log"
+    facts = ["Please report it with:", "error: ValueError", "rule: manifest dataset=photos"]
+    for fact in [*facts, "log: results/own/logs/manifest/photos.log", "configuration: ", "torch 2"]:
+        assert fact in said, fact
+    assert "Please report it with:" in log.read_text()

@@ -255,3 +255,17 @@ def test_runs_that_lack_what_is_asked(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match="no model 'swn'"):
         Run.open("config/demo.yaml", "swn")
+
+
+def test_a_fault_of_the_project_says_what_to_report(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*words: str) -> list[str]:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("pipeline_lib.questions.list_models", broken)
+    assert main(["models", "deit"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "Please report it with:" in said
+    for fact in ("error: RuntimeError: a fault", "broken", "pipeline_lib models deit", "torch 2"):
+        assert fact in said, fact

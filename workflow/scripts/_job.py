@@ -19,7 +19,8 @@ from pipeline_lib.config import Model, Reference, RunConfig, load_config
 from pipeline_lib.device import gpu_present
 from pipeline_lib.errors import VitAtlasError
 from pipeline_lib.gpu_claim import claim_gpu
-from pipeline_lib.provenance import code_facts, data_fingerprint, set_context
+from pipeline_lib.provenance import code_facts, data_fingerprint, fault_report, set_context
+from pipeline_lib.report.provenance import config_hash
 
 if TYPE_CHECKING:
     from pipeline_lib.models import VisionModel
@@ -49,11 +50,22 @@ def job(snakemake: Any) -> Iterator[RunConfig]:
         log.error("%s", error)
         print(f"\n{snakemake.rule} {wildcards}: {error}\n", file=sys.stderr)
         sys.exit(1)
-    except Exception:
-        log.exception("this is a bug of vit-atlas; please report it with this log")
+    except Exception as error:
+        facts = {"rule": f"{snakemake.rule} {wildcards}", "log": snakemake.log[0]}
+        facts["configuration"] = _config_hash(snakemake.config)
+        log.exception("%s", fault_report(error, facts))
+        print(f"\n{fault_report(error, facts)}\n", file=sys.stderr)
         raise
     log.info("done")
     faulthandler.cancel_dump_traceback_later()
+
+
+def _config_hash(raw: Any) -> str:
+    """Hash of the configuration as the report shows it, or that it cannot be read."""
+    try:
+        return config_hash(load_config(raw))
+    except VitAtlasError:
+        return "not valid"
 
 
 def end_if_hanging(minutes: float | None, path: str) -> None:
