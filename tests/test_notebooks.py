@@ -15,8 +15,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 #: The tiny run's names in place of the demo's and of a user's own.
 STAND_INS = {
     "../results/demo": "../results/test",
-    "../results/mine": "../results/test",
-    "../config/mine.yaml": "../config.yaml",
+    "results/mine": "results/test",
+    "config/mine.yaml": "config.yaml",
     '"photos"': '"world"',
     '"swin"': '"clip-small"',
 }
