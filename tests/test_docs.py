@@ -18,6 +18,7 @@ import yaml
 from documents import PAGES, ROOT, Block, Command, blocks, commands
 from running import photograph, plan, rules_of
 
+from pipeline_lib._torchvision import ensure_torchvision
 from pipeline_lib.command_line import main, make_parser
 from pipeline_lib.config import load_config
 
@@ -153,6 +154,7 @@ def test_the_command_line_answers_as_the_pages_say(
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.place)
 def test_python_runs_as_it_stands(block: Block, workplace: Path) -> None:
+    ensure_torchvision()
     import open_clip
     import timm
 
