@@ -4,9 +4,10 @@
 
 Made-up photographs on local disk are dumped (decoded, transformed, decomposed, encoded, compressed,
 written) and, in turn, decomposed alone, from memory, in the same batches. Then one worker dumps two
-shards, and two workers one each, every worker a process with one thread; the clock starts when all
-have loaded their model. Every comparison is of neighbours in time, and medians over rounds are
-printed as a table in Markdown.
+shards, and two workers one each, every worker a process that is kept to one core; the clock starts
+when all have loaded their model. At last the workflow dumps a tiny model's two and twelve shards of
+one image, once: the difference is what a job costs beside its work. Every other comparison is of
+neighbours in time, and medians over rounds are printed as tables in Markdown.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import yaml
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -110,6 +112,46 @@ def scaling(asked: argparse.Namespace, folder: Path) -> list[str]:
     return [f"| {one:.1f} s | {two:.1f} s | {ratio:.2f} |"]
 
 
+TINY = {
+    "run": "tiny",
+    "datasets": {"photos": {"source": "folder", "path": "photos"}},
+    "models": {
+        "vit": {
+            "id": "timm:vit_tiny_patch16_224",
+            "kwargs": {
+                "pretrained": False, "img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2,
+                "num_classes": 4,
+            },
+        }
+    },
+    "contributions": {"datasets": ["photos"], "shard_size": 1},
+}  # fmt: skip
+
+
+def overhead(folder: Path) -> list[str]:
+    """Seconds of a dump job of one image with a tiny model, one job at a time: all is overhead."""
+    times = {}
+    for count in (2, 12):
+        place = folder / f"jobs-{count}"
+        (place / "photos" / "class").mkdir(parents=True)
+        photographs(place / "photos" / "class", count, 32)
+        (place / "config.yaml").write_text(yaml.safe_dump(TINY))
+        _snakemake(place, "results/tiny/contributions/vit.bases.json")
+        _snakemake(place, "results/tiny/manifest/photos/images.parquet")
+        began = time.perf_counter()
+        _snakemake(place, "dumps")
+        times[count] = time.perf_counter() - began
+    each = (times[12] - times[2]) / 10
+    return [f"| {times[2]:.1f} s | {times[12]:.1f} s | {each:.1f} |"]
+
+
+def _snakemake(folder: Path, target: str) -> None:
+    command = [sys.executable, "-m", "snakemake", target, "--cores", "1", "--quiet", "all"]
+    command += ["--snakefile", str(Path(__file__).parents[1] / "Snakefile")]
+    command += ["--configfile", str(folder / "config.yaml"), "--directory", str(folder)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def _workers(asked: argparse.Namespace, folder: Path, count: int, number: int) -> float:
     """Seconds from the start of all workers to the end of the last."""
     go = folder / f"go-{count}-{number}"
@@ -119,7 +161,7 @@ def _workers(asked: argparse.Namespace, folder: Path, count: int, number: int) -
     processes = []
     for worker in range(count):
         shards = "0,1" if count == 1 else str(worker)
-        more = ["--worker", shards, "--folder", str(folder), "--go", str(go)]
+        more = ["--worker", shards, "--core", str(worker), "--folder", str(folder), "--go", str(go)]
         processes.append(
             subprocess.Popen([*command, *more], env=environment, stdout=subprocess.PIPE, text=True)
         )
@@ -141,6 +183,7 @@ def work(asked: argparse.Namespace) -> None:
     from pipeline_lib.encoder import model_factors
 
     torch.set_num_threads(1)
+    os.sched_setaffinity(0, {int(asked.core)})  # else one worker alone would decode on another
     folder = Path(asked.folder)
     rows = pd.read_parquet(folder / "rows.parquet")
     size = len(rows) // 2
@@ -165,7 +208,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
-    for name in ("--worker", "--folder", "--go"):
+    for name in ("--worker", "--core", "--folder", "--go"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
@@ -181,7 +224,9 @@ def main() -> None:
         print("\n".join(compare(asked, folder, rows)), flush=True)
         print("\n| one worker, two shards | two workers, one each | of perfect scaling |")
         print("|---|---|---|")
-        print("\n".join(scaling(asked, folder)))
+        print("\n".join(scaling(asked, folder)), flush=True)
+        print("\n| two jobs | twelve jobs | seconds a job |\n|---|---|---|")
+        print("\n".join(overhead(folder)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline_lib.artifacts import STAGE_VERSIONS, STORES, TABLES, Array, Column, Table
+from pipeline_lib.artifacts import MOMENTS, STAGE_VERSIONS, STORES, TABLES, Array, Column, Table
 from pipeline_lib.provenance import FIELDS
 
 PAGE = Path(__file__).parents[1] / "docs" / "artifacts.md"
@@ -33,6 +33,12 @@ command that repairs it. What was never written reads as missing (NaN). `bfloat1
 upper 16 bits of float32.
 """
 
+_MOMENTS = """## Moments
+
+Safetensors files, at level `moments` alone: of each shard and of all of them. Every array is there
+for the images of split `test` (`test.n`, …) and for all others (`fit.n`, …).
+"""
+
 _MANIFESTS = """## What made an artifact
 
 Every table carries these facts in the metadata of its Parquet file
@@ -44,6 +50,7 @@ def artifact_page() -> str:
     """The page as Markdown."""
     parts = [_HEAD, "\n".join(_manifest_lines()), _STORES]
     parts += ["\n".join(_store_lines(kind, arrays)) for kind, arrays in STORES.items()]
+    parts += [_MOMENTS, "\n".join(_array_lines(MOMENTS))]
     parts += ["## Tables\n\nParquet files.\n"]
     parts += ["\n".join(_table_lines(table)) for table in TABLES.values()]
     parts += ["\n".join(_version_lines())]
@@ -60,6 +67,10 @@ def _manifest_lines() -> Iterator[str]:
 
 def _store_lines(kind: str, arrays: tuple[Array, ...]) -> Iterator[str]:
     yield f"### {kind}\n"
+    yield from _array_lines(arrays)
+
+
+def _array_lines(arrays: tuple[Array, ...]) -> Iterator[str]:
     yield "| array | axes | dtype | meaning |\n|---|---|---|---|"
     for array in arrays:
         dtype = "as configured" if array.dtype == "config" else array.dtype

@@ -33,7 +33,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "features": 1,
     "contributions": 3,
     "maps": 1,
-    "scores": 5,
+    "scores": 6,
     "validation": 4,
     "comparison": 2,
     "ablation": 4,
@@ -131,6 +131,17 @@ _TABLES = (
         ),
     ),
     Table(
+        "shard_splits",
+        "The rows of one shard with their splits: what its moments depend on.",
+        (
+            Column("row", "int64", "row in every store of this data set"),
+            Column("path", "string", "path of the file, relative to the data set's folder"),
+            Column("active", "bool", "false where the image has left the data set"),
+            Column("sha256", "string", "hash of the file's bytes"),
+            Column("split", "string", "train, val or test", nullable=True),
+        ),
+    ),
+    Table(
         "text_features",
         "Text embeddings of concepts, pools and class prompts.",
         (
@@ -193,8 +204,13 @@ _TABLES = (
                 "covariance", "float64", "covariance with the total; sums to the total variance"
             ),
             Column("variance_explained", "float64", "own variance in the subspace / its total"),
-            Column("low", "float64", "lower end of the 95 % interval of score over images"),
-            Column("high", "float64", "upper end of it"),
+            Column(
+                "low",
+                "float64",
+                "lower end of the 95 % interval of score over images; not from moments",
+                nullable=True,
+            ),
+            Column("high", "float64", "upper end of it", nullable=True),
             Column("p_value", "float64", "share of random subspaces in which it scores as high"),
             Column("margin", "float64", "score less the component's best for another feature"),
         ),
@@ -708,6 +724,13 @@ STORES: dict[str, tuple[Array, ...]] = {
         Array("coordinates", ("n", "r"), "config", "contributions in these bases, side by side"),
     ),
 }
+
+#: What a file of moments (safetensors) holds of every group of images, as `{group}.{name}`.
+MOMENTS: tuple[Array, ...] = (
+    Array("n", ("1",), "int64", "number of images"),
+    Array("mean", ("r",), "float64", "mean of the coordinates of all components"),
+    Array("squares", ("r", "r"), "float64", "sum of the products of centred coordinates"),
+)
 
 
 def _schema_problems(table: Table, frame: pd.DataFrame) -> list[str]:

@@ -38,6 +38,16 @@ Texts = Annotated[list[str], Field(min_length=1)]
 MAX_CHUNK_ROWS = 64
 
 
+#: Images of one job where the numbers of every image are kept: they are held in memory.
+MAX_SHARD_ROWS = 100_000
+
+#: What a level that does not keep every image's contributions still allows.
+ALLOWED = {
+    "projected": ("maps", "applications.ablation", "applications.heatmaps",
+                  "applications.segmentation"),
+    "moments": ("maps", "scores", "applications.heatmaps", "applications.segmentation"),
+}  # fmt: skip
+
 #: Text pools that timm carries: names and definitions of the 1,000 classes of ImageNet.
 IMAGENET_POOLS = ("imagenet:lemmas", "imagenet:definitions")
 
@@ -253,14 +263,20 @@ class Contributions(_Section):
     """One component for all constants, or constants shared evenly (as published)."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the stored contributions; what it loses is recorded for every image."""
-    factored: bool = True
-    """Store components as coordinates in bases of their own, where that takes less room."""
-    shard_size: Annotated[int, Field(ge=1, le=100_000)] = 500
-    """Images of one job, and of one file of the store."""
+    level: Literal["full", "factored", "projected", "moments"] = "factored"
+    """What is kept of every image: all numbers; the same as coordinates in bases of the components;
+    its products with the texts and classes of the run; nothing, but means and covariances."""
+    shard_size: Annotated[int, Field(ge=1, le=10_000_000)] = 500
+    """Images of one job, and of one file of the store; above 100000 with level `moments` only."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
     """Images at a time; changes no result."""
     tolerance: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0e-5
     """Relative error of the sum above which a job fails."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every image's contributions can be had again from what is kept."""
+        return self.level in ("full", "factored")
 
 
 MapMethod = Literal["compalign", "cosine", "ridge", "anchored", "shared", "procrustes"]
@@ -500,6 +516,7 @@ def load_config(source: Mapping[str, Any] | str | Path, *, check_files: bool = T
     except ValidationError as error:
         problems += [_worded(details) for details in error.errors()]
     problems += _name_problems(raw) + _model_problems(raw) + _value_problems(raw)
+    problems += _level_problems(raw)
     if check_files:
         problems += _file_problems(raw)
     if problems or config is None:
@@ -812,6 +829,47 @@ def _value_problems(raw: Mapping[str, Any]) -> list[str]:
             problems.append(f"concepts.{feature}: a descriptor stands twice")
     if raw.get("scores") and isinstance(concepts, Mapping) and not concepts:
         problems.append("concepts: is empty, but scores are asked for")
+    return problems
+
+
+def _level_problems(raw: Mapping[str, Any]) -> list[str]:
+    """Stages that need more of every image than the level of the contributions keeps."""
+    level = _at(raw, "contributions", "level")
+    size = _at(raw, "contributions", "shard_size")
+    problems = []
+    if level != "moments" and isinstance(size, int) and size > MAX_SHARD_ROWS:
+        problems.append(
+            f"contributions.shard_size: {size} images are more than a job can hold; at most "
+            f"{MAX_SHARD_ROWS}, or contributions.level: moments"
+        )
+    if level not in ALLOWED:
+        return problems
+    stages = ["maps", "scores", *(f"applications.{name}" for name in Applications.model_fields)]
+    problems += [
+        f"{stage}: needs the contributions of every image, which contributions.level: {level} "
+        f"does not keep; leave it out (allowed: {', '.join(ALLOWED[level])}), or use level factored"
+        for stage in stages
+        if _at(raw, *stage.split(".")) is not None and stage not in ALLOWED[level]
+    ]
+    fitted = [
+        name for name in _keys(raw, "models") if not is_clip(str(_at(raw, "models", name, "id")))
+    ]
+    if raw.get("maps") and fitted and not _at(raw, "maps", "given"):
+        problems.append(
+            f"maps: those of {fitted[0]} are fitted on the contributions of every image, which "
+            f"contributions.level: {level} does not keep; fit them in a run of level factored on "
+            "fewer images, and name its folder in maps.given"
+        )
+    if _at(raw, "scores", "method") == "nonnegative" and level == "moments":
+        problems.append(
+            "scores.method: 'nonnegative' reads every image, which contributions.level: moments "
+            "does not keep; valid: textspan, omp, published"
+        )
+    if _at(raw, "applications", "ablation", "classifier") == "probe" and level == "projected":
+        problems.append(
+            "applications.ablation.classifier: a probe reads other directions than "
+            "contributions.level: projected keeps; valid: own, zero_shot"
+        )
     return problems
 
 

@@ -91,30 +91,47 @@ def dump_shard(
     ArtifactError
         If the bases are of another model, or the shard cannot be written.
     """
-    import torch  # here, so that the job that only gathers starts without it
-
-    from pipeline_lib.decomposition import decompose
-
-    device = compute_device()
+    device, began = compute_device(), time.monotonic()
     model.to(device)
-    began = time.monotonic()
     shard = Shard(rows, settings.shard_size)
     parts = None
     encoder = Encoder(factors, settings, device)
-    for where, done, arrays in _decomposed(
+    for where, done, arrays in decomposed(
         model, shard.active, root, settings, encoder, device, workers
     ):
         check_rounding(arrays["rounding"], shard.active["path"].iloc[where], settings)
         shard.put(where, arrays)
         parts = done
     if parts is None:  # all images of the shard have left; lay it out as the others are
-        blank = torch.zeros(1, 3, *model.input_size, device=device)
-        parts = decompose(model, blank, per=settings.per, bias=settings.bias)
+        parts = blank_shard(model, settings)
         shard.put(slice(0, 0), _arrays_of(model, parts, encoder))
     write_shard(
         store, "contributions", shard.number, shard.arrays,
         shard_size=settings.shard_size, dtype=settings.dtype,
     )  # fmt: skip
+    facts = {
+        **shard_facts(model, parts, settings, factors),
+        "dtype": settings.dtype,
+        "sizes": _sizes(shard.arrays),
+        "made": made_facts(len(shard.active), began),
+    }
+    return parts.components.assign(rank=factors.ranks), facts
+
+
+def blank_shard(model: VisionModel, settings: Contributions) -> Decomposition:
+    """Decomposition of a black image: how a shard without images is laid out."""
+    import torch  # here, so that the job that only gathers starts without it
+
+    from pipeline_lib.decomposition import decompose
+
+    blank = torch.zeros(1, 3, *model.input_size, device=model.device)
+    return decompose(model, blank, per=settings.per, bias=settings.bias)
+
+
+def shard_facts(
+    model: VisionModel, parts: Decomposition, settings: Contributions, factors: Factors
+) -> dict[str, Any]:
+    """Facts on how a shard was made that all shards of a data set must share."""
     facts = {
         "model": model.id,
         "weight_hash": model.weight_hash,
@@ -123,17 +140,21 @@ def dump_shard(
         "per": settings.per,
         "bias": settings.bias,
         "shard_size": settings.shard_size,
-        "dtype": settings.dtype,
         "bases": factors.digest,
-        "sizes": _sizes(shard.arrays),
-        "made": {
-            "images": len(shard.active),
-            "seconds": round(time.monotonic() - began, 3),
-            "device": str(device),
-            "torch": torch.__version__,
-        },
     }
-    return parts.components.assign(rank=factors.ranks), facts
+    return facts if settings.is_whole else facts | {"level": settings.level}
+
+
+def made_facts(images: int, began: float) -> dict[str, Any]:
+    """Facts on one job: its images, the seconds since `began`, and where it ran."""
+    import torch
+
+    return {
+        "images": images,
+        "seconds": round(time.monotonic() - began, 3),
+        "device": str(compute_device()),
+        "torch": torch.__version__,
+    }
 
 
 def decompose_rate(model: VisionModel, settings: Contributions, batches: int = 2) -> float:
@@ -193,13 +214,7 @@ def gather_dump(
     ToleranceError
         If stored contributions do not sum to the stored representation.
     """
-    components, facts = _agreed(records)
-    made = [read_provenance(record)["made"] for record in records]
-    if facts["bases"] != factors.digest:
-        raise ArtifactError(
-            f"the shards of {store} were made with other bases than those given. Run: rm -r "
-            f"{records[0].parent} && snakemake"
-        )
+    components, facts, made = agreed(records, factors)
     sizes = {**facts.pop("sizes"), "n": len(read_table("manifest", manifest))}
     sizes["b"] = len(factors.bases)
     layout = {key: facts.pop(key) for key in ("shard_size", "dtype")}
@@ -207,22 +222,32 @@ def gather_dump(
     shared = {"bases": factors.bases} if len(factors.bases) else {}
     write_layout(store, "contributions", sizes, **layout, attributes=facts, shared=shared)
     found = _check_dump(store, manifest, tolerance, layout["dtype"], batch_size)
-    described = ("model", "weight_hash", "preprocessing", "readout")
+    facts |= {"shard_size": layout["shard_size"], "tolerance": tolerance}
     return {
-        **code_facts(),
-        **{name: facts.pop(name) for name in described},
-        "data": data_fingerprint(read_table("manifest", manifest)),
-        "parameters": {**facts, "shard_size": layout["shard_size"], "tolerance": tolerance},
+        **dump_facts(facts, made, manifest),
         "dtype": layout["dtype"],
-        "device": sorted({f"{shard['device']}, torch {shard['torch']}" for shard in made}),
-        "seconds": round(sum(shard["seconds"] for shard in made), 3),
         "exactness": found,
         "sizes": sizes,
         "bytes": sum(path.stat().st_size for path in store.rglob("*") if path.is_file()),
     }
 
 
-def _decomposed(
+def dump_facts(
+    facts: Mapping[str, Any], made: Sequence[Mapping[str, Any]], manifest: Path
+) -> dict[str, Any]:
+    """What a dump's manifest says whatever its level (`provenance.FIELDS` but some)."""
+    described = ("model", "weight_hash", "preprocessing", "readout")
+    return {
+        **code_facts(),
+        **{name: facts[name] for name in described},
+        "data": data_fingerprint(read_table("manifest", manifest)),
+        "parameters": {name: value for name, value in facts.items() if name not in described},
+        "device": sorted({f"{shard['device']}, torch {shard['torch']}" for shard in made}),
+        "seconds": round(sum(shard["seconds"] for shard in made), 3),
+    }
+
+
+def decomposed(
     model: VisionModel,
     active: pd.DataFrame,
     root: Path,
@@ -320,8 +345,16 @@ def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     }
 
 
-def _agreed(records: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The components and facts that all shards share."""
+def agreed(
+    records: Sequence[Path], factors: Factors
+) -> tuple[pd.DataFrame, dict[str, Any], list[dict[str, Any]]]:
+    """The components and facts that all shards share, and those of each shard's job.
+
+    Raises
+    ------
+    ArtifactError
+        If shards were made differently, or with other bases.
+    """
     first, facts = read_table("components", records[0]), _shared_facts(records[0])
     for record in records[1:]:
         if not read_table("components", record).equals(first) or _shared_facts(record) != facts:
@@ -329,7 +362,12 @@ def _agreed(records: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
                 f"{record} was made otherwise than {records[0]} (another model, weights or "
                 f"settings). Run: rm -r {record.parent} && snakemake"
             )
-    return first, facts
+    if facts["bases"] != factors.digest:
+        raise ArtifactError(
+            f"the shards of {records[0].parent} were made with other bases than those given. Run: "
+            f"rm -r {records[0].parent} && snakemake"
+        )
+    return first, facts, [read_provenance(record)["made"] for record in records]
 
 
 def _shared_facts(record: Path) -> dict[str, Any]:
@@ -342,17 +380,18 @@ def _check_dump(
 ) -> dict[str, float]:
     """Largest relative errors over all stored images; reads the whole dump once.
 
-    What is stored in half precision was within the tolerance before it was rounded; then only
-    the recorded error is held to it.
+    What is stored in half precision, or projected, was within the tolerance before; then only the
+    recorded error is held to it.
     """
-    dump = open_dump(store, manifest)
+    dump = open_dump(store, manifest, projected=True)
+    whole = dump.is_whole
     worst, rounding = 0.0, 0.0
     for index in dump.batches(batch_size):
         z, names = dump.representation(index), dump.manifest["image_id"].iloc[index]
         gap = dump.contributions(index).sum(axis=1, dtype=np.float64) - z
         sizes = np.maximum(np.linalg.norm(z, axis=1), np.finfo(np.float32).tiny)
-        errors = (np.linalg.norm(gap, axis=1) / sizes).astype(np.float32)
         recorded = dump.error(index)
+        errors = (np.linalg.norm(gap, axis=1) / sizes).astype(np.float32) if whole else recorded
         _check_errors(recorded if dtype != "float32" else errors, names, tolerance, "disk")
         worst = max(worst, float(errors.max()))
         rounding = max(rounding, float(dump.rounding(index).max()))

@@ -252,7 +252,7 @@ def encode(
     if source.n < 1:
         raise DataError("no images are left to read contributions of; check the splits asked for")
     found = find_bases(source) if bases is None else bases
-    values = _room(source.n, sum(found.ranks), memory_bytes, folder)
+    values = room(source.n, sum(found.ranks), memory_bytes, folder)
     leaving = _fill(values, source, found)
     if any(leaving):
         log.info("%d components leave the basis found in the sample", sum(leaving))
@@ -281,7 +281,7 @@ def _fill(values: np.ndarray, source: Source, bases: Bases) -> list[bool]:
     return [out > allowed * of for out, of in zip(lost, total, strict=True)]
 
 
-def _room(n: int, width: int, memory_bytes: int, folder: str | Path | None) -> np.ndarray:
+def room(n: int, width: int, memory_bytes: int, folder: str | Path | None = None) -> np.ndarray:
     """Float32 array [n, width], in an unnamed temporary file where it is large."""
     if n * width * 4 <= memory_bytes:
         return np.empty((n, width), dtype=np.float32)

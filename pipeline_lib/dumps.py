@@ -92,6 +92,11 @@ class Dump(_Reader):
         return int(self._store.arrays["representation"].shape[1])
 
     @property
+    def is_whole(self) -> bool:
+        """Whether contributions are given in full; else only along the directions asked for."""
+        return self.attributes.get("level") != "projected"
+
+    @property
     def has_logits(self) -> bool:
         """Whether the model has a classifier of its own."""
         return "logits" in self._store.arrays
@@ -179,7 +184,7 @@ def components_path(store: str | Path) -> Path:
     return Path(store).with_suffix(".components.parquet")
 
 
-def open_dump(store: str | Path, manifest: str | Path) -> Dump:
+def open_dump(store: str | Path, manifest: str | Path, *, projected: bool = False) -> Dump:
     """The dump in a store of contributions, for the images of a manifest.
 
     Parameters
@@ -188,14 +193,23 @@ def open_dump(store: str | Path, manifest: str | Path) -> Dump:
         `contributions/{model}/{dataset}.zarr`; the table of components lies beside it.
     manifest
         `manifest/{dataset}/images.parquet`.
+    projected
+        Whether a dump of level `projected` will do, which gives contributions along the directions
+        it was made for only.
 
     Raises
     ------
     ArtifactError
-        If something is missing, or the three do not belong together.
+        If something is missing, the three do not belong together, or the dump is projected.
     """
     components = read_table("components", components_path(store))
-    return Dump(Store(store, "contributions"), read_table("manifest", manifest), components)
+    dump = Dump(Store(store, "contributions"), read_table("manifest", manifest), components)
+    if not (dump.is_whole or projected):
+        raise ArtifactError(
+            f"{store} holds contributions along some directions only (contributions.level: "
+            "projected), and more is asked for; use level factored"
+        )
+    return dump
 
 
 def open_features(store: str | Path, manifest: str | Path) -> Features:

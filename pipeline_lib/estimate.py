@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,14 @@ class Machine:
 
 
 def dump_bytes(
-    images: int, factors: Factors, dtype: str, level: str, *, classes: int = 0, directions: int = 0
+    images: int,
+    factors: Factors,
+    dtype: str,
+    level: str,
+    *,
+    shards: int = 1,
+    classes: int = 0,
+    directions: int | None = None,
 ) -> int:
     """Bytes of a dump before compression, which saves little on such numbers.
 
@@ -55,20 +63,30 @@ def dump_bytes(
     factors
         The bases of the components.
     level
-        One of `LEVELS`; `projected` keeps `directions` numbers of every component, `moments` the
-        mean and the covariance of all coordinates in float64.
+        One of `LEVELS`; `projected` keeps `directions` numbers of every component (or, where these
+        are not given, the coordinates of `factors`, which are then those of a projected dump);
+        `moments` for two groups of images the mean and the covariance of all `r` coordinates,
+        `8 r²` bytes each, of every shard and of their sum.
+    shards
+        Jobs of the dump.
     classes
         Logits of an image.
     """
     components, width, columns = len(factors.ranks), factors.width, factors.columns
     if level == "moments":
-        return 8 * (columns * columns + columns + 1) + 4 * factors.bases.size
-    numbers = {
-        "full": components * width, "factored": columns, "projected": components * directions,
-    }[level]  # fmt: skip
+        return 2 * (shards + 1) * 8 * (columns * columns + columns + 1) + 4 * factors.bases.size
+    projected = columns if directions is None else components * directions
+    numbers = {"full": components * width, "factored": columns, "projected": projected}[level]
     beside = 4 * (width + 2 + classes)  # representation, error, rounding, logits
     bases = 4 * factors.bases.size if level == "factored" else 0
     return images * (numbers * BYTES[dtype] + beside) + bases
+
+
+def job_bytes(factors: Factors, shard_size: int, level: str) -> int:
+    """Memory of one dump job beside its model: its shard and the same compressed, or its sums."""
+    if level == "moments":
+        return 2 * 8 * factors.columns**2
+    return 2 * shard_size * factors.columns * 4
 
 
 def estimate_dump(
@@ -78,10 +96,11 @@ def estimate_dump(
     shard_size: int,
     machine: Machine,
     *,
+    levels: Sequence[str] = LEVELS,
     classes: int = 0,
-    directions: int = 16,
+    directions: int | None = 16,
 ) -> pd.DataFrame:
-    """One row for each level: bytes, jobs, hours and cost of one dump.
+    """One row for each of some levels: bytes, jobs, hours and cost of one dump.
 
     Returns
     -------
@@ -96,11 +115,17 @@ def estimate_dump(
         {
             "level": level,
             "bytes": dump_bytes(
-                images, factors, dtype, level, classes=classes, directions=directions
+                images,
+                factors,
+                dtype,
+                level,
+                shards=jobs,
+                classes=classes,
+                directions=directions,
             ),
             **facts,
         }
-        for level in LEVELS
+        for level in levels
     ]
     return pd.DataFrame(rows)
 
@@ -112,7 +137,7 @@ def missing_bytes(config: RunConfig) -> dict[str, int]:
     are written already are not. Logits are left out.
     """
     folder, settings = config.folder, config.contributions
-    level = "factored" if settings.factored else "full"
+    records = "moments" if settings.level == "moments" else "shards"
     found = {}
     for model in config.models:
         bases = folder / "contributions" / f"{model}.bases.safetensors"
@@ -123,14 +148,13 @@ def missing_bytes(config: RunConfig) -> dict[str, int]:
             table = folder / "manifest" / dataset / "images.parquet"
             if not table.exists():
                 continue
-            written = {
-                path.stem
-                for path in (folder / "contributions" / model).glob(f"{dataset}.shards/*.parquet")
-            }
+            made = (folder / "contributions" / model).glob(f"{dataset}.{records}/*.parquet")
+            written = {path.stem for path in made}
             rows = read_table("manifest", table)
-            images = int((rows["active"] & ~rows["shard"].astype(str).isin(written)).sum())
+            rows = rows[~rows["shard"].astype(str).isin(written)]
+            images, shards = int(rows["active"].sum()), rows["shard"].nunique()
             if images:
-                size = dump_bytes(images, factors, settings.dtype, level)
+                size = dump_bytes(images, factors, settings.dtype, settings.level, shards=shards)
                 found[f"{model} on {dataset}"] = size
     return found
 
@@ -152,7 +176,8 @@ def check_disk(config: RunConfig) -> None:
         f"the dumps that are still to be made need {human(needed)}, but {human(free)} are free in "
         f"{config.folder}:\n  - {listing}\n"
         "Make room, name a folder on a larger disk as `results`, or make the dumps smaller: "
-        "contributions.dtype: float16, contributions.per: layer, fewer models or images. "
+        "contributions.dtype: float16, another contributions.level, contributions.per: layer, "
+        "fewer models or images. "
         "`snakemake estimate` says what each would take."
     )
 

@@ -129,6 +129,22 @@ def factorise(
     return Factors(tuple(ranks), width, bases.astype(np.float32))
 
 
+def projected(
+    span: Float64[np.ndarray, "m d"] | None, directions: Float64[np.ndarray, "k d"]
+) -> Float64[np.ndarray, "k d"]:
+    """Rows that span what a component can write along `directions`; products with these are kept.
+
+    Parameters
+    ----------
+    span
+        Rows that span the component's contributions; `None` where they are unknown.
+    """
+    if span is None:
+        return directions
+    own = _basis(span)
+    return (directions @ own.T) @ own
+
+
 def _basis(span: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "r d"]:
     """Orthonormal rows with the same span; one row at least."""
     if not span.any():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline_lib.coordinates import Bases, Encoded
@@ -53,6 +53,11 @@ def parts_of(components: pd.DataFrame) -> list[Part]:
     return parts + _level("component", components["id"], names, components)
 
 
+def coarse_parts(components: pd.DataFrame) -> list[Part]:
+    """Parts of a model above its components."""
+    return [part for part in parts_of(components) if part.level != "component"]
+
+
 def _named(level: str, numbers: pd.Series, components: pd.DataFrame) -> pd.Series:
     """`stage 0`, `stage 1`, …; what belongs to none (stem, bias) under the name of its kind."""
     named = level + " " + numbers.astype(str)
@@ -80,31 +85,50 @@ def part_moments(encoded: Encoded, found: Moments, parts: Sequence[Part]) -> Mom
     parts
         Parts; the moments of the components themselves are not needed.
     """
-    width, slices = found.total.shape[0], found.bases.slices
-    columns = [torch.cat([_range(slices[c]) for c in part.members]) for part in parts]
+    columns = part_columns(found, parts)
+    maps = [found.blocks[chosen].float() for chosen in columns]
+    width = found.total.shape[0]
     within = [torch.zeros(width, width, dtype=torch.float64) for _ in parts]
-    cross = torch.zeros(len(parts), width, width, dtype=torch.float64)
-    blocks = found.blocks.float()
-    maps = [blocks[chosen] for chosen in columns]
     for start in range(0, len(encoded), _CHUNK):
         rows = encoded.rows(np.arange(start, min(start + _CHUNK, len(encoded))))
-        centred = rows - found.mean.float()
-        whole = centred @ blocks
+        centred = (rows.double() - found.mean).float()
         for place, (chosen, map_) in enumerate(zip(columns, maps, strict=True)):
-            part = centred[:, chosen] @ map_
+            part = (centred[:, chosen] @ map_).double()
             within[place] += part.T @ part
-            cross[place] += part.T @ whole
-    mean = [found.mean[chosen] @ found.blocks[chosen] for chosen in columns]
-    strengths = torch.stack([found.strengths[list(part.members)].sum() for part in parts])
+    return summed_moments(found, parts, [matrix / len(encoded) for matrix in within])
+
+
+def part_columns(found: Moments, parts: Sequence[Part]) -> list[Int[Tensor, " m"]]:
+    """For each part the columns of the coordinates of its components."""
+    slices = found.bases.slices
+    return [torch.cat([_range(slices[c]) for c in part.members]) for part in parts]
+
+
+def summed_moments(
+    found: Moments, parts: Sequence[Part], within: Sequence[Float[Tensor, "e e"]]
+) -> Moments:
+    """Moments of parts from those of their components.
+
+    Parameters
+    ----------
+    found
+        Moments of the components.
+    parts
+        Parts above the components.
+    within
+        The covariance of each part in CLIP space: all that does not follow from `found`.
+    """
+    columns, width = part_columns(found, parts), found.total.shape[0]
+    maps = [found.blocks[chosen] for chosen in columns]
     return Moments(
-        n=len(encoded),
+        n=found.n,
         bases=Bases([None] * len(parts), width),
         blocks=torch.eye(width, dtype=torch.float64).repeat(len(parts), 1),
-        mean=torch.cat(mean),
-        within=[matrix / len(encoded) for matrix in within],
-        cross=cross.flatten(0, 1) / len(encoded),
+        mean=torch.cat([found.mean[c] @ map_ for c, map_ in zip(columns, maps, strict=True)]),
+        within=within,
+        cross=torch.cat([map_.T @ found.cross[c] for c, map_ in zip(columns, maps, strict=True)]),
         total=found.total,
-        strengths=strengths,
+        strengths=torch.stack([found.strengths[list(part.members)].sum() for part in parts]),
     )
 
 
@@ -133,7 +157,7 @@ class Described:
 
 
 def describe(
-    encoded: Encoded,
+    summed: Moments,
     found: Moments,
     components: pd.DataFrame,
     pool: Float[Tensor, "k e"],
@@ -145,8 +169,8 @@ def describe(
 
     Parameters
     ----------
-    encoded, found
-        Coordinates and moments of the components.
+    summed, found
+        Moments of the parts above the components (`coarse_parts`), and of the components.
     components
         Table `components`.
     pool
@@ -156,15 +180,12 @@ def describe(
     count
         Texts per part at most.
     """
-    parts = parts_of(components)
-    coarse = [part for part in parts if part.level != "component"]
-    summed = part_moments(encoded, found, coarse)
     texts = label_components(summed, pool, count=count)
     described = [
         Described(part, summed, place, label)
-        for place, (part, label) in enumerate(zip(coarse, texts, strict=True))
+        for place, (part, label) in enumerate(zip(coarse_parts(components), texts, strict=True))
     ]
-    fine = [part for part in parts if part.level == "component"]
+    fine = [part for part in parts_of(components) if part.level == "component"]
     return described + [
         Described(part, found, part.members[0], labels[part.members[0]]) for part in fine
     ]

@@ -102,24 +102,25 @@ def make_manifest(
     return _with_rows(good, previous, shard_size), rejected
 
 
-def write_shards(manifest: pd.DataFrame, folder: Path) -> list[Path]:
+def write_shards(manifest: pd.DataFrame, folder: Path, table: str = "shard") -> list[Path]:
     """Write one small table per shard with what its dump depends on; unchanged ones stay.
 
     A shard's file keeps its modification time while its images are the same, so that a change
-    elsewhere, or of labels, runs nothing again.
+    elsewhere, or of labels, runs nothing again. Table `shard_splits` is the same with the splits,
+    for what depends on these too.
 
     Returns
     -------
     list of Path
         Files that were written or removed.
     """
-    columns = [column.name for column in TABLES["shard"].columns]
+    columns = [column.name for column in TABLES[table].columns]
     changed = []
     for shard, rows in manifest.groupby("shard"):
         path = folder / f"{shard}.parquet"
         rows = rows[columns].reset_index(drop=True)
-        if not path.exists() or not _same(read_table("shard", path), rows):
-            write_table("shard", rows, path)
+        if not path.exists() or not _same(read_table(table, path), rows):
+            write_table(table, rows, path)
             changed.append(path)
     for path in folder.glob("*.parquet"):
         if int(path.stem) not in set(manifest["shard"]):

@@ -104,13 +104,14 @@ def moments(encoded: Encoded, maps: Maps) -> Moments:
     total = torch.zeros(out, out, dtype=torch.float64)
     shares = torch.zeros(width, dtype=torch.float64)
     for rows in _chunks(encoded):
-        centred = rows - mean.float()
+        centred = (rows.double() - mean).float()  # a large mean would be rounded
         mapped = centred @ blocks
         cross += centred.T @ mapped
         total += mapped.T @ mapped
         shares += (centred * (centred @ summing @ summing.T)).sum(dim=0)
         for matrix, columns in zip(within, slices, strict=True):
-            matrix += centred[:, columns].T @ centred[:, columns]
+            part = centred[:, columns].double()  # products in float32 would hide small directions
+            matrix += part.T @ part
     count = len(encoded)
     strengths = torch.stack([shares[columns].sum() for columns in slices])
     return Moments(

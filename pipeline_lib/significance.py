@@ -46,15 +46,28 @@ def add_statistics(
     bounds = bootstrap_scores(encoded, found, features, draws=draws, seed=seed)
     parts = []
     for name, part in table.groupby("feature", sort=False):
+        low, high = bounds[str(name)]
+        parts.append(part.sort_values("component").assign(low=low, high=high))
+    known = pd.concat(parts, ignore_index=True)
+    return add_margins(add_chance(known, found, features, draws=draws, seed=seed))
+
+
+def add_chance(
+    table: pd.DataFrame,
+    found: Moments,
+    features: Mapping[str, Float[Tensor, "k e"]],
+    *,
+    draws: int,
+    seed: int,
+) -> pd.DataFrame:
+    """The table of scores with the column p_value, which needs moments only."""
+    parts = []
+    for name, part in table.groupby("feature", sort=False):
         rank = feature_basis(features[str(name)]).shape[1]
         random = random_scores(found, rank, draws=draws, seed=seed)
-        part = part.sort_values("component").assign(
-            low=bounds[str(name)][0],
-            high=bounds[str(name)][1],
-            p_value=p_values(part["score"].to_numpy(), random),
-        )
-        parts.append(part)
-    return add_margins(pd.concat(parts, ignore_index=True))
+        part = part.sort_values("component")
+        parts.append(part.assign(p_value=p_values(part["score"].to_numpy(), random)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def bootstrap_scores(

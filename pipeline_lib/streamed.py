@@ -7,21 +7,22 @@ beside each other. Scores from these moments equal scores from the full dump.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from pipeline_lib.artifacts import atomic_path
-from pipeline_lib.coordinates import Bases, Encoded
+from pipeline_lib.artifacts import MOMENTS, atomic_path
+from pipeline_lib.coordinates import MEMORY_BYTES, Bases, Encoded, room
 from pipeline_lib.errors import ArtifactError, DataError
+from pipeline_lib.hierarchy import Part, part_columns, summed_moments
 from pipeline_lib.maps import Maps
 from pipeline_lib.scores import Moments, map_blocks
 
@@ -68,47 +69,48 @@ class StreamedMoments:
         """
         found: StreamedMoments | None = None
         for batch in batches:
-            rows = np.asarray(batch, dtype=np.float64)
-            if not np.isfinite(rows).all():
-                raise DataError("coordinates hold NaN or infinity; run snakemake to repair them")
-            mean = rows.mean(axis=0)
-            centred = rows - mean
-            part = cls(len(rows), mean, centred.T @ centred)
-            found = part if found is None else found.merged(part)
+            found = cls.none(np.shape(batch)[1]) if found is None else found
+            found.add(batch)
         if found is None:
             raise DataError("there are no images to take moments of")
         return found
 
-    def merged(self, other: StreamedMoments) -> StreamedMoments:
-        """Moments of the images of both (Chan, Golub and LeVeque 1979)."""
-        n = self.n + other.n
-        gap = other.mean - self.mean
-        squares = self.squares + other.squares
-        squares += np.outer(gap, gap) * (self.n * other.n / n)
-        return StreamedMoments(n, self.mean + gap * (other.n / n), squares)
-
-    def save(self, path: str | Path) -> None:
-        """Write as safetensors."""
-        tensors = {"n": np.array([self.n]), "mean": self.mean, "squares": self.squares}
-        with atomic_path(path) as beside:
-            save_file(tensors, beside)
-
     @classmethod
-    def load(cls, path: str | Path) -> StreamedMoments:
-        """Read what `save` wrote.
+    def none(cls, columns: int) -> StreamedMoments:
+        """Moments of no image, to add to."""
+        return cls(0, np.zeros(columns), np.zeros((columns, columns)))
+
+    def add(self, batch: Float32[np.ndarray, "b r"]) -> None:
+        """Count a batch of images in; no second matrix is made beside the sums.
 
         Raises
         ------
-        ArtifactError
-            There is no such file, or it is damaged.
+        DataError
+            A value is not finite.
         """
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ArtifactError(
-                f"{path} cannot be read ({error}); delete it and run snakemake again"
-            ) from error
-        return cls(int(tensors["n"][0]), tensors["mean"], tensors["squares"])
+        if not len(batch):
+            return
+        rows = np.asarray(batch, dtype=np.float64)
+        if not np.isfinite(rows).all():
+            raise DataError("coordinates hold NaN or infinity; run snakemake to repair them")
+        mean = rows.mean(axis=0)
+        centred = torch.from_numpy(rows - mean)
+        torch.from_numpy(self.squares).addmm_(centred.T, centred)
+        self._join(len(rows), mean)
+
+    def merge(self, other: StreamedMoments) -> None:
+        """Count the images of another in (Chan, Golub and LeVeque 1979); the order is free."""
+        if other.n:
+            self.squares += other.squares
+            self._join(other.n, other.mean)
+
+    def _join(self, count: int, mean: Float64[np.ndarray, " r"]) -> None:
+        """What the distance of two means adds, and the mean of both."""
+        n, gap = self.n + count, mean - self.mean
+        added = torch.from_numpy(gap)
+        torch.from_numpy(self.squares).addr_(added, added, alpha=self.n * count / n)
+        self.mean += gap * (count / n)
+        self.n = n
 
     def mapped(self, stored: Stored, maps: Maps) -> Moments:
         """Moments of mapped contributions: all that scores, labels and roles are made of.
@@ -122,8 +124,8 @@ class StreamedMoments:
         """
         if self.n < 2:
             raise DataError(f"scores need at least 2 images, there are {self.n}")
-        bases, order = stored_bases(stored)
-        covariance = torch.from_numpy(self.squares[np.ix_(order, order)] / self.n)
+        bases, covariance = self._covariance(stored)
+        order = stored_bases(stored)[1]
         blocks = map_blocks(maps, bases).double()
         summing = bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1)).double()
         cross = covariance @ blocks
@@ -140,6 +142,63 @@ class StreamedMoments:
             strengths=strengths / shares.sum().clamp_min(torch.finfo(torch.float64).tiny),
         )
 
+    def _covariance(self, stored: Stored) -> tuple[Bases, Float[Tensor, "r r"]]:
+        """The bases, and the covariance of the coordinates in their order."""
+        bases, order = stored_bases(stored)
+        return bases, torch.from_numpy(self.squares[np.ix_(order, order)] / self.n)
+
+    def parts(self, stored: Stored, found: Moments, parts: Sequence[Part]) -> Moments:
+        """As `hierarchy.part_moments`, from these moments alone.
+
+        Parameters
+        ----------
+        stored
+            The bases that the coordinates are taken in.
+        found
+            What `mapped` gave.
+        parts
+            Parts of the model above the components.
+        """
+        covariance, within = self._covariance(stored)[1], []
+        for columns in part_columns(found, parts):
+            blocks = found.blocks[columns]
+            within.append(blocks.T @ covariance[columns][:, columns] @ blocks)
+        return summed_moments(found, parts, within)
+
+
+def save_moments(groups: Mapping[str, StreamedMoments], path: str | Path) -> None:
+    """Write the moments of several groups of images as one safetensors file."""
+    tensors = {
+        f"{name}.{array.name}": np.atleast_1d(np.asarray(getattr(group, array.name)))
+        for name, group in groups.items()
+        for array in MOMENTS
+    }
+    with atomic_path(path) as beside:
+        save_file(tensors, beside)
+
+
+def load_moments(path: str | Path) -> dict[str, StreamedMoments]:
+    """Read what `save_moments` wrote.
+
+    Raises
+    ------
+    ArtifactError
+        There is no such file, or it is damaged.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read ({error}); delete it and run snakemake again"
+        ) from error
+    names = [key.removesuffix(".n") for key in tensors if key.endswith(".n")]
+    return {
+        name: StreamedMoments(
+            int(tensors[f"{name}.n"][0]), tensors[f"{name}.mean"], tensors[f"{name}.squares"]
+        )
+        for name in names
+    }
+
 
 def stored_bases(stored: Stored) -> tuple[Bases, np.ndarray]:
     """The bases of a store in the order of `Bases`, and the store's columns in that order."""
@@ -153,7 +212,12 @@ def stored_bases(stored: Stored) -> tuple[Bases, np.ndarray]:
 
 
 def stored_coordinates(
-    stored: Stored, batches: Iterable[Float32[np.ndarray, "b r"]], out: Float32[np.ndarray, "n r"]
+    stored: Stored,
+    read: Callable[[Int[np.ndarray, " b"]], Float32[np.ndarray, "b r"]],
+    positions: Int[np.ndarray, " n"],
+    *,
+    batch_size: int = 256,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> Encoded:
     """Coordinates of a dump as `coordinates.encode` would give them, without decoding them first.
 
@@ -161,16 +225,32 @@ def stored_coordinates(
     ----------
     stored
         The bases of the dump.
-    batches
-        Its coordinates in the order of images.
-    out
-        Where to put them: in memory, or mapped from a file.
+    read
+        Gives its coordinates at some positions (`Dump.coordinates`).
+    positions
+        The images asked for.
+    batch_size
+        Images read at once.
+    memory_bytes
+        Coordinates that need more than this go to a temporary file.
+
+    Raises
+    ------
+    DataError
+        There is no image.
+    ArtifactError
+        A value is not finite.
     """
+    if not len(positions):
+        raise DataError("no images are left to read contributions of; check the splits asked for")
     bases, order = stored_bases(stored)
-    start = 0
-    for batch in batches:
-        out[start : start + len(batch)] = batch[:, order]
-        start += len(batch)
-    if start != len(out):
-        raise DataError(f"there is room for {len(out)} images, but {start} were read")
-    return Encoded(out, bases)
+    values = room(len(positions), len(order), memory_bytes)
+    for start in range(0, len(positions), batch_size):
+        batch = read(positions[start : start + batch_size])
+        if not np.isfinite(batch).all():
+            raise ArtifactError(
+                "contributions hold NaN or infinity: the dump is incomplete or damaged; delete "
+                "that contributions store and run snakemake again"
+            )
+        values[start : start + len(batch)] = batch[:, order]
+    return Encoded(values, bases)

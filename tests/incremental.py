@@ -18,12 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from running import ROOT, changed, plan, write_config
+from running import ROOT, TINY, changed, plan, write_config
 
 from pipeline_lib.artifacts import STAGE_VERSIONS
-
-TINY = yaml.safe_load((ROOT / "config" / "test.yaml").read_text("utf-8"))
 
 #: Rules whose jobs are the expensive asset, or make what all depends on.
 DUMPS = frozenset({"bases", "contributions", "contributions_store", "image_features"})
@@ -95,17 +92,23 @@ def model_folder(replaced: bool) -> Change:
     return change
 
 
-@contextmanager
-def edited_code(folder: Path) -> Iterator[Path]:
-    """A project in which every script of a rule, and the library, has a further comment."""
-    project = folder / "project"
-    for name in ("workflow", "profiles", "config", "pipeline_lib"):
-        shutil.copytree(ROOT / name, project / name)
-    shutil.copy(ROOT / "Snakefile", project)
-    (project / "resources").symlink_to(ROOT / "resources")
-    for path in [*project.rglob("scripts/*.py"), *project.rglob("pipeline_lib/*.py")]:
-        path.write_text(path.read_text("utf-8") + "\n# a comment\n")
-    yield project / "Snakefile"
+def edited_code(pattern: str, addition: str) -> Change:
+    """A project with a further line in files of its code."""
+
+    @contextmanager
+    def change(folder: Path) -> Iterator[Path]:
+        project = folder / "project"
+        for name in ("workflow", "profiles", "config", "pipeline_lib"):
+            shutil.copytree(ROOT / name, project / name)
+        shutil.copy(ROOT / "Snakefile", project)
+        (project / "resources").symlink_to(ROOT / "resources")
+        paths = list(project.rglob(pattern))
+        assert paths, pattern
+        for path in paths:
+            path.write_text(path.read_text("utf-8") + addition)
+        yield project / "Snakefile"
+
+    return change
 
 
 def raised(stage: str) -> Change:
@@ -175,9 +178,14 @@ CASES = {
         "`contributions.dtype`", setting("contributions.dtype", "float16"),
         {"contributions": 6, "contributions_store": 4, "image_features": 0},
     ),
-    "code": Case(
-        "a comment in every script (code triggers nothing, the library's neither)",
-        edited_code, {}, frozenset(),
+    "comment": Case(
+        "a comment in every script and module", edited_code("*.py", "\n# a comment\n"),
+        {}, frozenset(),
+    ),
+    "function": Case(
+        "a function of the library (code is no reason to run; `STAGE_VERSIONS` is)",
+        edited_code("pipeline_lib/estimate.py", "\n\ndef human(size):\n    return str(size)\n"),
+        {}, frozenset(),
     ),
     "version": Case(
         "`STAGE_VERSIONS[\"contributions\"]` (the code of a stage changed its results)",

@@ -127,9 +127,9 @@ SMALL = {
 }  # fmt: skip
 
 
-def own_run(folder: Path) -> Path:
-    """A folder with ten photographs and a configuration that dumps them in three shards."""
-    for number in range(10):
+def own_run(folder: Path, count: int = 10, shard_size: int = 4) -> Path:
+    """A folder with some photographs and a configuration that dumps them (in three shards)."""
+    for number in range(count):
         photograph(folder / "photos" / f"class{number % 2}" / f"{number}.png", number)
-    write_config(folder, SMALL)
+    write_config(folder, changed(SMALL, "contributions.shard_size", shard_size))
     return folder

@@ -17,12 +17,15 @@ from pipeline_lib.decomposition import decompose, plan_for
 from pipeline_lib.decomposition.spans import component_spans
 from pipeline_lib.dumps import Dump, components_path, open_dump
 from pipeline_lib.encoder import model_factors
-from pipeline_lib.errors import ArtifactError, ToleranceError
+from pipeline_lib.errors import ArtifactError, DataError, ToleranceError
 from pipeline_lib.factors import Factors, factorise, load_factors, save_factors
 from pipeline_lib.listing import list_images
 from pipeline_lib.manifest import make_manifest
+from pipeline_lib.maps import Maps
 from pipeline_lib.models import VisionModel, load_model
+from pipeline_lib.moment_dumps import gather_moments, sum_shard
 from pipeline_lib.provenance import data_fingerprint, missing_fields
+from pipeline_lib.streamed import StreamedMoments, load_moments, save_moments
 
 VIT = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
 SWIN = {
@@ -31,10 +34,10 @@ SWIN = {
 }  # fmt: skip
 
 
-def shaken(name: str, **kwargs: object) -> VisionModel:
+def shaken(name: str, num_classes: int = 5, **kwargs: object) -> VisionModel:
     """A small model in which no weight is zero or one."""
     torch.manual_seed(0)
-    model = load_model(f"timm:{name}", pretrained=False, num_classes=5, **kwargs)
+    model = load_model(f"timm:{name}", pretrained=False, num_classes=num_classes, **kwargs)
     with torch.no_grad():
         for weight in model.module.parameters():
             weight += 0.05 * torch.randn_like(weight)
@@ -149,17 +152,24 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
-def dumped(model: VisionModel, photos: Path, name: str, **change: object) -> tuple[Dump, dict]:
+def dumped(
+    model: VisionModel,
+    photos: Path,
+    name: str,
+    texts: torch.Tensor | None = None,
+    maps: Maps | None = None,
+    **change: object,
+) -> tuple[Dump, dict]:
     """A dump of twenty photographs in one shard of at most sixty."""
     settings = Contributions(datasets=["x"], shard_size=60, batch_size=8, **change)
     store, manifest = photos.parent / f"{name}.zarr", photos.parent / "images.parquet"
-    factors = model_factors(model, settings)
+    factors = model_factors(model, settings, texts, maps)
     rows = read_table("manifest", manifest)[["row", "path", "active", "sha256"]]
     components, facts = dump_shard(model, rows, photos, store, settings, factors)
     record = photos.parent / f"{name}.parquet"
     write_table("components", components, record, facts)
     facts = gather_dump(store, [record], manifest, settings.tolerance, factors)
-    return open_dump(store, manifest), facts
+    return open_dump(store, manifest, projected=True), facts
 
 
 @pytest.mark.parametrize("name", ["vit", "swin"])
@@ -168,7 +178,7 @@ def test_a_factored_dump_equals_a_full_one_within_float_error(
 ) -> None:
     model = request.getfixturevalue(name)
     factored, facts = dumped(model, photos, "factored")
-    full, _ = dumped(model, photos, "full", factored=False)
+    full, _ = dumped(model, photos, "full", level="full")
     index = np.arange(20)
     expected, found = full.contributions(index), factored.contributions(index)
     assert facts["exactness"]["worst_rounding"] < 2e-6
@@ -178,6 +188,72 @@ def test_a_factored_dump_equals_a_full_one_within_float_error(
     assert factored.factors.columns < full.factors.columns
     table = pd.read_parquet(components_path(photos.parent / "factored.zarr"))
     assert tuple(table["rank"]) == factored.factors.ranks
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_projected_dump_keeps_what_is_asked_of_it(
+    vit: VisionModel, photos: Path, mapped: bool
+) -> None:
+    """Logits of the model's classifier, and texts through maps of its components."""
+    full, _ = dumped(vit, photos, "full", level="full")
+    index, count = np.arange(20), len(full.components)
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randn(2, 5, generator=generator) if mapped else None
+    maps = Maps("ridge", torch.randn(count, full.width, 5, generator=generator), torch.zeros(5))
+    part, facts = dumped(vit, photos, "part", level="projected", texts=texts, maps=maps)
+    assert part.factors.columns < full.factors.columns and not part.is_whole
+    assert facts["exactness"]["worst_rounding"] == 0  # float32 loses nothing of the coordinates
+    with pytest.raises(ArtifactError, match="along some directions only"):
+        open_dump(photos.parent / "part.zarr", photos.parent / "images.parquet")
+    values, narrow = full.contributions(index), part.contributions(index)
+    weight = vit.classifier.weight.detach().numpy()
+    np.testing.assert_allclose(narrow @ weight.T, values @ weight.T, atol=1e-5)
+    if texts is not None:
+        read = maps.directions(texts, count).numpy()
+        np.testing.assert_allclose(
+            np.einsum("ncd,cdk->nck", narrow, read), np.einsum("ncd,cdk->nck", values, read),
+            atol=1e-4,
+        )  # fmt: skip
+
+
+def test_moments_of_shards_are_those_of_the_dump(vit: VisionModel, photos: Path) -> None:
+    """Two shards, one of them without images; images of split test apart from all others."""
+    folder = photos.parent
+    dump, _ = dumped(vit, photos, "whole")
+    manifest = read_table("manifest", folder / "images.parquet")
+    rows = manifest[["row", "path", "active", "sha256", "split"]]
+    settings = Contributions(datasets=["x"], shard_size=60, batch_size=8, level="moments")
+    shards, records = [], []
+    for number, part in enumerate((rows, rows.assign(active=False))):
+        groups, components, facts = sum_shard(vit, part, photos, settings, dump.factors)
+        shards.append(folder / f"{number}.safetensors")
+        records.append(folder / f"{number}.parquet")
+        save_moments(groups, shards[-1])
+        write_table("components", components, records[-1], facts)
+    more = (folder / "images.parquet", settings.tolerance, dump.factors)
+    out = folder / "all.safetensors", folder / "all.components.parquet"
+    facts = gather_moments(shards, records, *more, *out)
+    assert facts["sizes"] == {"n": 20, "r": dump.factors.columns}
+    assert 0 < facts["exactness"]["worst_error"] < settings.tolerance
+    assert missing_fields(facts) == ["stage", "seed"]
+    is_test = (dump.manifest["split"] == "test").to_numpy()
+    for name, chosen in (("test", is_test), ("fit", ~is_test)):
+        found = load_moments(out[0])[name]
+        expected = StreamedMoments.of([dump.coordinates(np.flatnonzero(chosen))])
+        assert found.n == chosen.sum() > 0
+        np.testing.assert_allclose(found.mean, expected.mean, atol=1e-6)
+        np.testing.assert_allclose(found.squares, expected.squares, atol=1e-5)
+    save_moments({"fit": expected}, shards[0])
+    with pytest.raises(ArtifactError, match="does not hold the moments"):
+        gather_moments(shards, records, *more, *out)
+    with pytest.raises(ArtifactError, match="other bases"):
+        gather_moments(shards, records, *more[:2], Factors.whole(3, 4), *out)
+
+
+def test_nothing_to_project_on_is_an_error(photos: Path) -> None:
+    model = shaken("vit_tiny_patch16_224", num_classes=0, **VIT)
+    with pytest.raises(DataError, match="no directions to project on"):
+        model_factors(model, Contributions(datasets=["x"], level="projected"))
 
 
 def test_the_manifest_of_a_dump_says_what_made_it(vit: VisionModel, photos: Path) -> None:
@@ -195,7 +271,7 @@ def test_the_manifest_of_a_dump_says_what_made_it(vit: VisionModel, photos: Path
 def test_the_error_of_the_dtype_is_recorded_for_every_image(
     vit: VisionModel, photos: Path, dtype: str
 ) -> None:
-    exact, _ = dumped(vit, photos, "exact", factored=False)
+    exact, _ = dumped(vit, photos, "exact", level="full")
     half, _ = dumped(vit, photos, dtype, dtype=dtype)
     index = np.arange(20)
     expected = exact.contributions(index).reshape(20, -1)

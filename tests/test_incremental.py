@@ -6,21 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from incremental import CASES, DATA, DUMPS, TINY, jobs_after
-from running import rules_of, snakemake, write_config
+from incremental import CASES, DATA, DUMPS, jobs_after
+from running import rules_of
 
 #: Rules that compare models, and so read the results of all of them.
 COMPARE = {"report", "comparison", "validation"}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder in which config/test.yaml was run."""
-    folder = tmp_path_factory.mktemp("finished")
-    write_config(folder, TINY)
-    done = snakemake(folder)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return folder
 
 
 @pytest.mark.parametrize("name", CASES)

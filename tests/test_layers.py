@@ -31,8 +31,8 @@ LAYERS = (
     },
     {
         "models", "listing", "manifest", "store_layout", "store", "dumps", "labelled",
-        "features", "image_features", "encoder", "contributions", "estimate", "mirror", "world",
-        "training",
+        "features", "image_features", "encoder", "contributions", "moment_dumps", "estimate",
+        "mirror", "world", "training",
     },
     {"report", "questions", "summary"},
     {"command_line", "__main__"},

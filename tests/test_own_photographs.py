@@ -53,6 +53,23 @@ def test_images_that_come_change_and_go_run_their_shards_only(own: Path) -> None
     assert np.isfinite(opened.contributions(np.arange(10))).all()
 
 
+def test_a_hundred_that_come_and_ten_that_go_spare_the_shard_without_any(tmp_path: Path) -> None:
+    """Of 150 images in three shards one is replaced (in 0) and ten go (from 1); 100 come."""
+    folder = own_run(tmp_path, 150, 50)
+    photos, path = folder / "photos", folder / "results/own/manifest/photos/images.parquet"
+    assert dump(folder) == {"0", "1", "2"}
+    ids = read_table("manifest", path)["image_id"].tolist()
+    photograph(photos / ids[7], 1000)
+    for name in ids[60:70]:
+        (photos / name).unlink()
+    for number in range(150, 250):
+        photograph(photos / "class0" / f"{number}.png", number)
+    assert dump(folder) == {"0", "1", "3", "4"}
+    manifest = read_table("manifest", path)
+    assert (len(manifest), manifest["active"].sum()) == (250, 240)
+    assert manifest["image_id"].tolist()[:150] == ids
+
+
 def test_touched_and_moved_photographs_are_not_dumped_again(own: Path) -> None:
     for path in (own / "photos").rglob("*.png"):
         os.utime(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,15 @@ import torch
 from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.errors import ArtifactError, DataError
 from pipeline_lib.factors import Factors, factorise
+from pipeline_lib.hierarchy import Part, part_moments
 from pipeline_lib.maps import Maps
 from pipeline_lib.scores import moments, score_components
-from pipeline_lib.streamed import StreamedMoments, stored_coordinates
+from pipeline_lib.streamed import (
+    StreamedMoments,
+    load_moments,
+    save_moments,
+    stored_coordinates,
+)
 from pipeline_lib.textspan import label_components
 
 N, D, E = 150, 12, 5
@@ -74,29 +81,51 @@ def test_shards_merge_through_files_that_do_not_grow(
     coordinates: np.ndarray, tmp_path: Path
 ) -> None:
     first, second = cut(coordinates, 20)
-    for name, part in (("a", first), ("b", second)):
-        StreamedMoments.of([part]).save(tmp_path / name)
+    for name, part in (("a", first), ("b", second), ("none", first[:0])):
+        save_moments({"fit": StreamedMoments.of([part])}, tmp_path / name)
     sizes = {path.stat().st_size for path in tmp_path.iterdir()}
     assert len(sizes) == 1
-    merged = StreamedMoments.load(tmp_path / "a").merged(StreamedMoments.load(tmp_path / "b"))
     whole = StreamedMoments.of([coordinates])
-    assert merged.n == whole.n
-    np.testing.assert_allclose(merged.squares, whole.squares, rtol=1e-9)
+    for names in itertools.permutations(("a", "b", "none")):
+        merged = StreamedMoments.none(coordinates.shape[1])
+        for name in names:
+            merged.merge(load_moments(tmp_path / name)["fit"])
+        assert merged.n == whole.n
+        np.testing.assert_allclose(merged.squares, whole.squares, rtol=1e-9)
+        np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(ArtifactError, match="run snakemake again"):
-        StreamedMoments.load(tmp_path / "a")
+        load_moments(tmp_path / "a")
+
+
+def test_moments_of_parts_are_those_of_the_full_dump(
+    factors: Factors, coordinates: np.ndarray, maps: Maps
+) -> None:
+    parts = [Part("block", "a", "", (0, 2)), Part("block", "b", "", (1, 3, 4))]
+    encoded = encode(Source.of_array(factors.decode(coordinates)))
+    expected = part_moments(encoded, moments(encoded, maps), parts)
+    streamed = StreamedMoments.of([coordinates])
+    found = streamed.parts(factors, streamed.mapped(factors, maps), parts)
+    for one, other in zip(found.within, expected.within, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found.cross, expected.cross, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-4)
 
 
 def test_coordinates_of_a_dump_need_no_decoding(
     factors: Factors, coordinates: np.ndarray, maps: Maps
 ) -> None:
-    room = np.empty_like(coordinates)
-    direct = stored_coordinates(factors, cut(coordinates, 33), room)
+    direct = stored_coordinates(factors, lambda at: coordinates[at], np.arange(N), batch_size=33)
     found = moments(direct, maps)
     expected = moments(encode(Source.of_array(factors.decode(coordinates))), maps)
     torch.testing.assert_close(found.total, expected.total, rtol=1e-4, atol=1e-4)
-    with pytest.raises(DataError, match="room for 150 images, but 100"):
-        stored_coordinates(factors, [coordinates[:100]], room)
+    some = stored_coordinates(factors, lambda at: coordinates[at], np.array([7, 3]))
+    np.testing.assert_array_equal(some.values, direct.values[[7, 3]])
+    with pytest.raises(DataError, match="no images are left"):
+        stored_coordinates(factors, lambda at: coordinates[at], np.arange(0))
+    bad = np.full_like(coordinates, np.nan)
+    with pytest.raises(ArtifactError, match="incomplete or damaged"):
+        stored_coordinates(factors, lambda at: bad[at], np.arange(N))
 
 
 def test_what_is_not_finite_or_absent_is_refused(coordinates: np.ndarray) -> None:

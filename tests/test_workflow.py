@@ -11,27 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from running import ROOT, changed, plan, rules_of, snakemake, write_config
+from running import ROOT, TINY, changed, plan, rules_of, snakemake, write_config
 
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.dumps import open_dump, open_features
 from pipeline_lib.maps import load_maps
 
-TINY = yaml.safe_load((ROOT / "config" / "test.yaml").read_text("utf-8"))
 DUMPS = {"contributions", "contributions_store", "image_features", "image_features_store"}
 
 
 # The tiny run of every stage
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder in which config/test.yaml was run, from another place than the project."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_config(folder, TINY)
-    done = snakemake(folder)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return folder
 
 
 @pytest.fixture

@@ -26,6 +26,10 @@ _STAGE_OF_RULE = {
     "texts": "features",
     "bases": "contributions",
     "contributions_store": "contributions",
+    "moments": "contributions",
+    "gather_moments": "contributions",
+    "known_maps": "maps",
+    "scores_of_moments": "scores",
     "labels": "scores",
     "exactness": "report",
     "top_images": "report",
@@ -120,26 +124,29 @@ def _data_artifacts(config: RunConfig) -> Iterator[Artifact]:
 
 
 def _model_artifacts(config: RunConfig) -> Iterator[Artifact]:
+    whole = config.contributions.is_whole
     for model in config.models:
         for dataset in config.contributions.datasets:
             path = f"contributions/{model}/{dataset}.components.parquet"
             yield Artifact("components", path, dataset=dataset)
-            path = f"report/exactness/{model}/{dataset}.parquet"
-            yield Artifact("exactness", path)
-        if config.maps:
+            if config.contributions.level != "moments":
+                path = f"report/exactness/{model}/{dataset}.parquet"
+                yield Artifact("exactness", path)
+        if config.maps and whole:
             yield Artifact("map_metrics", f"maps/{model}.metrics.parquet")
         if config.scores:
             dataset = config.scores.dataset
             yield Artifact("scores", f"scores/{model}/{dataset}.scores.parquet")
             yield Artifact("labels", f"scores/{model}/{dataset}.labels.parquet")
-            for kind in ("roles", "hierarchy", "reconstruction"):
+            for kind in ("roles", "hierarchy", *(["reconstruction"] if whole else [])):
                 yield Artifact(kind, f"scores/{model}/{dataset}.{kind}.parquet")
             if config.scores.token_heads:
                 yield Artifact("hierarchy", f"scores/{model}/{dataset}.tokens.parquet")
-            path = f"report/top_images/{model}/{dataset}"
-            yield Artifact("top_images", f"{path}.parquet")
-            yield Artifact("token_maps", f"{path}.maps.parquet")
-    if config.scores:
+            if whole:
+                path = f"report/top_images/{model}/{dataset}"
+                yield Artifact("top_images", f"{path}.parquet")
+                yield Artifact("token_maps", f"{path}.maps.parquet")
+    if config.scores and whole:
         dataset = config.scores.dataset
         yield Artifact("validation", f"validation/{dataset}.parquet")
         yield Artifact("confirmed", f"validation/{dataset}.confirmed.parquet")
@@ -174,14 +181,16 @@ def text_spaces(config: RunConfig) -> list[str]:
 
 def expected_figures(config: RunConfig) -> dict[str, str]:
     """Static figures that a report of this configuration surely has, each with its stage."""
-    figures = {"exactness": "contributions"}
+    figures, whole = {}, config.contributions.is_whole
+    if config.contributions.level != "moments":
+        figures["exactness"] = "contributions"
     if config.concepts and text_spaces(config):
         figures["text-similarity"] = "features"
-    if config.maps:
+    if config.maps and whole:
         figures["map-quality"] = "maps"
     if config.scores:
         figures |= dict.fromkeys(("depth", "roles", "explained"), "scores")
-        if len(config.models) > 1:
+        if len(config.models) > 1 and whole:
             figures["comparison"] = "scores"
     for name in switched_on(config):
         if name != "heatmaps":  # pictures; its figure needs masks, which not every data set has

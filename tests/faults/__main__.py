@@ -1,7 +1,8 @@
 """The table of interruptions: `PYTHONPATH=tests python -m faults [tries [minutes]]`.
 
-Every try kills a run at a random moment, resumes it and compares all bytes with those of a run left
-in peace. Prints a table in Markdown, for docs/faults.md.
+Every try starts a run whose images are listed and whose bases are found, kills it at a random
+moment of one of its three dump jobs, resumes it and compares all bytes with those of a run left in
+peace. Prints a table in Markdown, for docs/faults.md.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from pathlib import Path
 
 from running import own_run
 
-from faults.killing import Try, content, finish, interrupt
+from faults.killing import Try, content, dump_seconds, finish, interrupt, undumped
 
 TARGETS = ("job", "snakemake", "alone")
 
 
 def tries(count: int, minutes: float, folder: Path) -> tuple[list[Try], float]:
-    """Interruptions at random moments, and the seconds of a run left in peace."""
+    """Interruptions of dump jobs at random moments, and the seconds that such a job takes."""
     end = time.monotonic() + 60 * minutes
-    base = own_run(folder / "base")
     peaceful = own_run(folder / "peaceful")
-    began = time.monotonic()
     finish(peaceful)
-    seconds = time.monotonic() - began
-    truth = content(peaceful)
+    truth, seconds = content(peaceful), dump_seconds(peaceful)
+    base = folder / "base"
+    shutil.copytree(peaceful, base, copy_function=shutil.copy2)
+    undumped(base)
     moments = random.Random(0)
     found = []
     for number in range(count):
@@ -36,8 +37,8 @@ def tries(count: int, minutes: float, folder: Path) -> tuple[list[Try], float]:
             break
         place = folder / "try"
         shutil.copytree(base, place, copy_function=shutil.copy2)
-        when = moments.uniform(0.05, 1.0) * seconds
-        found.append(interrupt(place, TARGETS[number % len(TARGETS)], when, truth))
+        shard, when = moments.randrange(3), moments.uniform(0.0, 1.0) * seconds
+        found.append(interrupt(place, TARGETS[number % len(TARGETS)], shard, when, truth))
         shutil.rmtree(place)
         print(f"{number + 1} of {count}: {found[-1]}", file=sys.stderr)
     return found, seconds
@@ -48,7 +49,7 @@ def main() -> None:
     minutes = float(sys.argv[2]) if len(sys.argv) > 2 else 120.0
     with tempfile.TemporaryDirectory() as folder:
         found, seconds = tries(count, minutes, Path(folder))
-    print(f"A run left in peace takes {seconds:.0f} s.\n")
+    print(f"A dump job left in peace takes {seconds:.1f} s.\n")
     print("| killed | tries | of them in a dump job | whole shards repeated | files lost | wrong |")
     print("|---|---|---|---|---|---|")
     names = {"job": "the job", "snakemake": "Snakemake and its jobs", "alone": "Snakemake alone"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ class Try:
     """What came of one interruption."""
 
     target: str  # what was killed: snakemake, or the job that was running
-    seconds: float  # when, after the start
+    shard: int  # dump job in which it was meant to fall
+    seconds: float  # when, after the start of that job
     stage: str  # rule that was running
     repeated: int  # dump jobs of shards that had been complete
     lost: int  # files that the resumed run lacks
@@ -94,16 +96,38 @@ def running_rule(pid: int) -> str:
     return next((name.group(1) for name in names if name), "")
 
 
-def interrupt(folder: Path, target: str, seconds: float, truth: dict[str, bytes]) -> Try:
-    """Kill a run after some seconds, resume it, and compare with the truth.
+def undumped(folder: Path) -> Path:
+    """A folder as it was before its first dump: images listed, bases found."""
+    contributions = (folder / STORE).parent
+    for path in contributions.glob("photos*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
+def dump_seconds(folder: Path) -> float:
+    """Longest time of a dump job of a run, as Snakemake measured it."""
+    tables = (folder / "results/own/benchmarks/contributions").rglob("*.tsv")
+    return max(float(path.read_text().splitlines()[1].split("\t")[0]) for path in tables)
+
+
+def interrupt(
+    folder: Path, target: str, shard: int, seconds: float, truth: dict[str, bytes]
+) -> Try:
+    """Kill a run some seconds after a dump job has started, resume it, and compare with the truth.
 
     Parameters
     ----------
     target
         `snakemake`: it and all it started, as a power cut does; `alone`: only Snakemake itself, so
         that the job goes on as an orphan; `job`: only the job that runs.
+    shard
+        The dump job: how many are complete before it.
     """
     run = start(folder)
+    while run.poll() is None:
+        if running_rule(run.pid) == "contributions" and len(complete_shards(folder)) >= shard:
+            break
+        time.sleep(0.01)
     end = time.monotonic() + seconds
     while time.monotonic() < end and run.poll() is None:
         time.sleep(0.01)
@@ -122,4 +146,4 @@ def interrupt(folder: Path, target: str, seconds: float, truth: dict[str, bytes]
     found = content(folder)
     wrong = sum(found[name] != truth[name] for name in truth if name in found)
     lost = len(set(truth) - set(found))
-    return Try(target, round(seconds, 2), stage, len(done & again), lost, wrong)
+    return Try(target, shard, round(seconds, 2), stage, len(done & again), lost, wrong)

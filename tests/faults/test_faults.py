@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from running import ROOT, SMALL, changed, own_run, plan, rules_of, snakemake, write_config
 
-from faults.killing import STORE, content, finish, interrupt, start
+from faults.killing import STORE, content, dump_seconds, finish, interrupt, start, undumped
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.device import Halving
 from pipeline_lib.dumps import open_dump
@@ -31,36 +31,33 @@ MANIFEST = Path("results/own/manifest/photos/images.parquet")
 
 
 @pytest.fixture(scope="module")
-def dumped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A folder with a complete dump, and how long it took."""
+def dumped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a complete dump."""
     folder = own_run(tmp_path_factory.mktemp("faults") / "own")
-    began = time.monotonic()
     finish(folder)
-    return folder, time.monotonic() - began
+    return folder
 
 
 @pytest.fixture
-def own(dumped: tuple[Path, float], tmp_path: Path) -> Path:
+def own(dumped: Path, tmp_path: Path) -> Path:
     """A copy of that folder."""
-    shutil.copytree(dumped[0], tmp_path / "own", copy_function=shutil.copy2)
+    shutil.copytree(dumped, tmp_path / "own", copy_function=shutil.copy2)
     return tmp_path / "own"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["job", "snakemake", "alone"])
-def test_a_killed_run_resumes_to_the_same_bytes(
-    dumped: tuple[Path, float], tmp_path: Path, target: str
-) -> None:
+def test_a_killed_run_resumes_to_the_same_bytes(dumped: Path, tmp_path: Path, target: str) -> None:
     """One try each; `python -m faults` makes as many as asked (docs/faults.md)."""
-    folder, seconds = dumped
-    fresh = own_run(tmp_path / "own")
-    when = random.Random(target).uniform(0.3, 0.9) * seconds
-    result = interrupt(fresh, target, when, content(folder))
+    shutil.copytree(dumped, tmp_path / "own", copy_function=shutil.copy2)
+    fresh, moment = undumped(tmp_path / "own"), random.Random(target)
+    when = moment.uniform(0.0, 1.0) * dump_seconds(dumped)
+    result = interrupt(fresh, target, moment.randrange(3), when, content(dumped))
     assert (result.lost, result.wrong) == (0, 0)
     assert result.repeated <= 1
 
 
-def test_two_runs_at_once_do_not_meet(own: Path, dumped: tuple[Path, float]) -> None:
+def test_two_runs_at_once_do_not_meet(own: Path, dumped: Path) -> None:
     """The second is told of the lock and changes nothing."""
     shutil.rmtree(own / "results")
     first = start(own)
@@ -71,12 +68,12 @@ def test_two_runs_at_once_do_not_meet(own: Path, dumped: tuple[Path, float]) -> 
     assert second.returncode != 0
     assert "lock" in (second.stdout + second.stderr).lower()
     assert first.wait() == 0
-    assert content(own) == content(dumped[0])
+    assert content(own) == content(dumped)
 
 
 @pytest.mark.parametrize("how", ["bit", "cut"])
 def test_a_damaged_chunk_is_found_and_its_command_repairs_it(
-    own: Path, dumped: tuple[Path, float], how: str, monkeypatch: pytest.MonkeyPatch
+    own: Path, dumped: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = own / STORE / "coordinates/c/1/0"
     damaged = bytearray(victim.read_bytes())
@@ -95,11 +92,11 @@ def test_a_damaged_chunk_is_found_and_its_command_repairs_it(
     again = plan(own, "dumps")
     assert [names for rule, names in again if rule == "contributions"] == ["vit photos 1"]
     finish(own)
-    assert content(own) == content(dumped[0])
+    assert content(own) == content(dumped)
 
 
 def test_results_that_cannot_be_written_are_named_and_nothing_is_left(
-    own: Path, dumped: tuple[Path, float]
+    own: Path, dumped: Path
 ) -> None:
     """A file stands where a folder must be made: read-only for every user."""
     store = own / "results/own/contributions"
@@ -110,7 +107,7 @@ def test_results_that_cannot_be_written_are_named_and_nothing_is_left(
     assert str(store.relative_to(own)) in done.stdout + done.stderr
     store.unlink()
     finish(own)
-    assert content(own) == content(dumped[0])
+    assert content(own) == content(dumped)
 
 
 @pytest.mark.parametrize("shift", [-86_400, 86_400], ids=["past", "future"])

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from pipeline_lib.coordinates import Encoded, Source, encode
-from pipeline_lib.hierarchy import describe, hierarchy_table, part_moments, parts_of
+from pipeline_lib.hierarchy import (
+    coarse_parts,
+    describe,
+    hierarchy_table,
+    part_moments,
+    parts_of,
+)
 from pipeline_lib.maps import Maps, unit
 from pipeline_lib.scores import Moments, moments
 from pipeline_lib.textspan import label_components
@@ -56,10 +62,16 @@ def measured(seed: int = 0) -> tuple[Encoded, Moments, torch.Tensor, torch.Tenso
     return encoded, moments(encoded, maps), pool, maps.apply(contributions)
 
 
+def coarse(encoded: Encoded, found: Moments, components: pd.DataFrame = COMPONENTS) -> Moments:
+    return part_moments(encoded, found, coarse_parts(components))
+
+
 def table(components: pd.DataFrame = COMPONENTS) -> pd.DataFrame:
     encoded, found, pool, _ = measured()
     labels = label_components(found, pool, count=3)
-    described = describe(encoded, found, components, pool, labels, count=3)
+    described = describe(
+        coarse(encoded, found, components), found, components, pool, labels, count=3
+    )
     return hierarchy_table(described, TEXTS, CATEGORIES)
 
 
@@ -125,7 +137,7 @@ def test_parts_are_described_by_what_their_components_say() -> None:
 def test_labels_of_components_are_taken_as_they_are() -> None:
     encoded, found, pool, _ = measured()
     labels = label_components(found, pool, count=2)
-    described = describe(encoded, found, COMPONENTS, pool, labels, count=2)
+    described = describe(coarse(encoded, found), found, COMPONENTS, pool, labels, count=2)
     fine = [one for one in described if one.part.level == "component"]
     assert [one.label for one in fine] == labels
 
@@ -135,9 +147,9 @@ def test_finer_levels_explain_as_much_of_other_images() -> None:
     encoded, found, pool, _ = measured()
     fresh, other, _, _ = measured(seed=1)
     labels = label_components(found, pool, count=1)
-    described = describe(encoded, found, COMPONENTS, pool, labels, count=1)
-    coarse = [one.part for one in described if one.part.level != "component"]
-    heldout = {"components": other, "parts": part_moments(fresh, other, coarse)}
+    described = describe(coarse(encoded, found), found, COMPONENTS, pool, labels, count=1)
+    parts = coarse_parts(COMPONENTS)
+    heldout = {"components": other, "parts": part_moments(fresh, other, parts)}
     rows = hierarchy_table(described, TEXTS, CATEGORIES, heldout).query("text != ''")
     explained = rows.set_index(["level", "node"])["cumulative_heldout"]
     assert explained["representation", "representation"] < 0.8

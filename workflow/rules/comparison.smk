@@ -26,7 +26,8 @@ rule comparison:
 
 def all_comparisons():
     """Tables of the comparison, where there are scores of several models."""
-    if CONFIG.scores is None or len(CONFIG.models) < 2:
+    whole = CONFIG.contributions.is_whole
+    if CONFIG.scores is None or len(CONFIG.models) < 2 or not whole:
         return []
     kinds = ("", ".counterparts")
     return [f"{RESULTS}/comparison/{CONFIG.scores.dataset}{kind}.parquet" for kind in kinds]

@@ -10,7 +10,24 @@ DUMP_ARRAYS = ["coordinates", "representation", "error", "rounding"]
 BASES = f"{RESULTS}/contributions/{{model}}.bases"
 
 
+def bases_level():
+    """What of the level decides the bases: moments are taken in those of a factored dump."""
+    level = CONFIG.contributions.level
+    return "factored" if level == "moments" else level
+
+
+def projection_texts(model):
+    """Texts whose directions are kept at level `projected`, where the maps to them are known."""
+    if CONFIG.contributions.level != "projected":
+        return []
+    known = settings.is_clip(CONFIG.models[model].id) or given_maps(model)
+    return texts_of(space_of(model)) if known else []
+
+
 rule bases:
+    input:
+        texts=lambda wildcards: projection_texts(wildcards.model),
+        maps=lambda w: given_maps(w.model) if projection_texts(w.model) else [],
     output:
         bases=f"{BASES}.safetensors",
         facts=f"{BASES}.json",
@@ -19,7 +36,7 @@ rule bases:
         model=lambda wildcards: model_facts(CONFIG.models[wildcards.model]),
         per=CONFIG.contributions.per,
         bias=CONFIG.contributions.bias,
-        factored=CONFIG.contributions.factored,
+        level=bases_level(),
         shard_size=CONFIG.contributions.shard_size,
     log:
         f"{RESULTS}/logs/bases/{{model}}.log",
@@ -89,10 +106,16 @@ rule contributions_store:
         "../scripts/contributions_store.py"
 
 
+def dump_files(model, dataset):
+    """Every file of a dump, or of the moments that stand for it."""
+    whole = CONFIG.contributions.level != "moments"
+    return store_inputs(model, dataset) if whole else moment_files(model, dataset)
+
+
 def all_dumps():
     """Every file of every dump: named as targets, so that one that was deleted is made again."""
     pairs = [(m, d) for m in CONFIG.models for d in CONFIG.contributions.datasets]
-    return [path for model, dataset in pairs for path in store_inputs(model, dataset)]
+    return [path for model, dataset in pairs for path in dump_files(model, dataset)]
 
 
 rule dumps:

@@ -5,7 +5,8 @@
 
 def dump_if_any(model, dataset):
     """What reading a dump depends on; nothing where the data set is not dumped."""
-    return store_inputs(model, dataset) if dataset in CONFIG.contributions.datasets else []
+    kept = dataset in CONFIG.contributions.datasets and CONFIG.contributions.level != "moments"
+    return store_inputs(model, dataset) if kept else []
 
 
 def heatmap_texts():

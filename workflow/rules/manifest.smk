@@ -7,6 +7,12 @@
 # that a dump sees their own times and contents.
 
 
+def listing_params(dataset):
+    """What decides the tables of a data set: at level `moments` the shards' splits are among them."""
+    splits = {"splits": True} if CONFIG.contributions.level == "moments" else {}
+    return section(CONFIG.datasets[dataset]) | splits
+
+
 checkpoint manifest:
     input:
         table=world_table,
@@ -15,7 +21,7 @@ checkpoint manifest:
         rejected=f"{RESULTS}/manifest/{{dataset}}/rejected.parquet",
     params:
         version=STAGE_VERSIONS["manifest"],
-        dataset=lambda wildcards: section(CONFIG.datasets[wildcards.dataset]),
+        dataset=lambda wildcards: listing_params(wildcards.dataset),
         listing=lambda wildcards: listing.listing_fingerprint(
             CONFIG.datasets[wildcards.dataset], settings.image_root(CONFIG, wildcards.dataset)
         ),

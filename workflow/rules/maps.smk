@@ -30,7 +30,7 @@ def map_texts(model):
 
 def given_maps(model):
     """Maps of another run that are taken as they are, where there are."""
-    folder = map_settings(model).get("given")
+    folder = map_settings(model).get("given") if CONFIG.maps is not None else None
     return [f"{folder}/{model}.safetensors", f"{folder}/{model}.json"] if folder else []
 
 

@@ -48,5 +48,6 @@ def all_scores():
     """Scores and labels, of every model."""
     if CONFIG.scores is None:
         return []
+    kinds = MOMENT_TABLES if CONFIG.contributions.level == "moments" else SCORE_TABLES
     folders = [f"{RESULTS}/scores/{model}/{CONFIG.scores.dataset}" for model in CONFIG.models]
-    return [f"{folder}.{kind}.parquet" for folder in folders for kind in SCORE_TABLES]
+    return [f"{folder}.{kind}.parquet" for folder in folders for kind in kinds]

@@ -31,7 +31,7 @@ rule validation:
 
 def all_validations():
     """Tables of the validation, where there are scores."""
-    if CONFIG.scores is None:
+    if CONFIG.scores is None or not CONFIG.contributions.is_whole:
         return []
     kinds = ("", ".confirmed")
     return [f"{RESULTS}/validation/{CONFIG.scores.dataset}{kind}.parquet" for kind in kinds]

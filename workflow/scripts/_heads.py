@@ -66,7 +66,7 @@ def map_classifier(
     known = label_texts(read_table("text_features", texts), "label", labels) if texts else None
     reference = None
     if store and not texts:
-        dump = open_dump(Path(store[0]).parent, path)
+        dump = open_dump(Path(store[0]).parent, path, projected=True)
         train = images_of_split(dump.manifest, "train", ["label"])
         seen = dump.manifest["label"].to_numpy()[train].tolist()
         reference = Reference(dump.representation(train), seen)

@@ -10,6 +10,7 @@ from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.class_token import class_token_rows, class_token_shares, reads_class_token
 from pipeline_lib.config import image_root
 from pipeline_lib.dumps import open_dump
+from pipeline_lib.errors import DataError
 from pipeline_lib.images import image_batches
 
 #: Images that are decomposed by token, of each of the two splits.
@@ -18,7 +19,7 @@ IMAGES = 128
 with job(snakemake) as config:
     name, dataset = snakemake.wildcards.model, snakemake.wildcards.dataset
     asked, texts = config.applications.ablation, snakemake.input.texts
-    dump = open_dump(store_folder(snakemake.input.store), snakemake.input.manifest)
+    dump = open_dump(store_folder(snakemake.input.store), snakemake.input.manifest, projected=True)
     own = asked.classifier in ("own", "auto") and dump.has_logits
     by_token = reads_class_token(dump.components)
     model = load_run_model(config.models[name]) if own or by_token else None
@@ -26,6 +27,12 @@ with job(snakemake) as config:
     table = read_table("text_features", texts) if texts else None
     options = (asked.classifier, asked.split, asked.reference_split, head, table)
     tasks = [make_task(dump, t, *options) for t in targets_of(dump.manifest, config.concepts)]
+    read = [task.target for task in tasks if task.classifier.kind == "probe"]
+    if read and not dump.is_whole:
+        raise DataError(
+            f"{read[0]} needs a probe, which reads other directions than contributions.level: "
+            "projected keeps; name a classifier, or use level factored"
+        )
     found = [ablation_curves(dump, tasks, seed=config.seed)]
 
     if by_token:

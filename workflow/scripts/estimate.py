@@ -7,7 +7,7 @@ from _job import job, load_run_model
 
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.contributions import decompose_rate
-from pipeline_lib.estimate import Machine, estimate_dump, free_bytes, human
+from pipeline_lib.estimate import Machine, estimate_dump, free_bytes, human, job_bytes
 from pipeline_lib.factors import load_factors
 
 with job(snakemake) as config:
@@ -24,17 +24,18 @@ with job(snakemake) as config:
         for dataset in settings.datasets:
             table = config.folder / "manifest" / dataset / "images.parquet"
             count = asked.images or int(read_table("manifest", table)["active"].sum())
+            known = settings.level == "projected"  # then its bases are those at hand
             plan = estimate_dump(
-                count, factors, settings.dtype, settings.shard_size, machine, classes=classes
-            )
+                count, factors, settings.dtype, settings.shard_size, machine, classes=classes,
+                **({"levels": ["projected"], "directions": None} if known else {}),
+            )  # fmt: skip
             print(f"\n{name} on {dataset}: {count:,} images, {rate:.1f} images/s a worker, "
                   f"{asked.workers} workers")  # fmt: skip
             for row in plan.itertuples(index=False):
                 print(f"  {row.level:10} {human(row.bytes):>10}   {row.jobs:,} jobs   "
                       f"{row.hours:,.2f} h   cost {row.cost:,.2f}")  # fmt: skip
-            kept = "factored" if settings.factored else "full"
-            needed += int(plan.set_index("level").loc[kept, "bytes"])
-            largest = max(largest, 2 * settings.shard_size * factors.columns * 4)
+            needed += int(plan.set_index("level").loc[settings.level, "bytes"])
+            largest = max(largest, job_bytes(factors, settings.shard_size, settings.level))
     free = free_bytes(config.folder)
     verdict = "enough" if needed < free else "NOT ENOUGH"
     print(

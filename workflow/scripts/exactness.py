@@ -8,7 +8,7 @@ from pipeline_lib.report.cards import exactness
 
 with job(snakemake):
     store = store_folder(snakemake.input.dump)
-    dump = open_dump(store, snakemake.input.manifest)
+    dump = open_dump(store, snakemake.input.manifest, projected=True)
     made = [read_provenance(record)["made"] for record in snakemake.input.records]
     table = exactness(
         dump,

@@ -25,4 +25,6 @@ with job(snakemake) as config:
     facts = {"dataset": name, "shard_size": snakemake.params.shard_size, "seed": config.seed}
     write_table("rejected", rejected, snakemake.output.rejected, facts)
     write_shards(manifest, output.parent / "shards")
+    if config.contributions.level == "moments":
+        write_shards(manifest, output.parent / "splits", "shard_splits")
     write_table("manifest", manifest, output, facts)

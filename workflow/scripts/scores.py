@@ -4,16 +4,16 @@ import numpy as np
 from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_table, write_table
-from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.dumps import open_dump, open_features
 from pipeline_lib.features import concept_embeddings, embeddings_of
-from pipeline_lib.hierarchy import describe, hierarchy_table, part_moments
+from pipeline_lib.hierarchy import coarse_parts, describe, hierarchy_table, part_moments
 from pipeline_lib.maps import load_maps, without_test
 from pipeline_lib.nonnegative import label_by
 from pipeline_lib.reconstruction import bounds, reconstruction_table
 from pipeline_lib.roles import role_table
 from pipeline_lib.scores import moments, score_components, with_components
 from pipeline_lib.significance import add_statistics
+from pipeline_lib.streamed import stored_coordinates
 from pipeline_lib.textspan import label_components, label_table, random_pool
 from pipeline_lib.truths import Factors, truth_table
 
@@ -22,14 +22,14 @@ with job(snakemake) as config:
     count, draws = snakemake.params.texts_per_component, snakemake.params.draws
     steps, seed = snakemake.params.steps, snakemake.params.seed
     dump = open_dump(store_folder(snakemake.input.store), snakemake.input.manifest)
-    source = Source(dump.n, dump.contributions, precision=dump.precision)
     positions = without_test(dump.manifest["split"])
     held = np.setdiff1d(np.arange(dump.n), positions)
     maps = load_maps(*snakemake.input.maps)
     texts = read_table("text_features", snakemake.input.texts)
-    encoded = encode(source.at(positions))
+    read = (dump.factors, dump.coordinates)
+    encoded = stored_coordinates(*read, positions)
     found = moments(encoded, maps)
-    other = encode(source.at(held), bases=encoded.bases) if len(held) > 1 else None
+    other = stored_coordinates(*read, held) if len(held) > 1 else None
     fresh = None if other is None else moments(other, maps)
     facts = {"images": found.n, "texts_per_component": count, "draws": draws, "seed": seed}
 
@@ -53,10 +53,11 @@ with job(snakemake) as config:
     roles = role_table(labels, found, categories, draws=draws, seed=seed)
     write_table("roles", roles.assign(**names), snakemake.output.roles, facts)
 
-    parts = describe(encoded, found, dump.components, embeddings, chosen, count=count)
+    coarse = coarse_parts(dump.components)
+    summed = part_moments(encoded, found, coarse)
+    parts = describe(summed, found, dump.components, embeddings, chosen, count=count)
     others = None
     if other is not None and fresh is not None:
-        coarse = [one.part for one in parts if one.part.level != "component"]
         others = {"components": fresh, "parts": part_moments(other, fresh, coarse)}
     hierarchy = hierarchy_table(parts, words, categories, others).assign(**names)
     write_table("hierarchy", hierarchy, snakemake.output.hierarchy, facts)

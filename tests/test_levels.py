@@ -1,0 +1,156 @@
+"""Levels of contributions: what each keeps gives the results that all numbers give."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from running import TINY, changed, plan, rules_of, snakemake, write_config
+
+from pipeline_lib.artifacts import read_table
+from pipeline_lib.config import load_config
+from pipeline_lib.dumps import Dump, open_dump
+from pipeline_lib.errors import ConfigError
+from pipeline_lib.streamed import load_moments
+
+#: What numbers in other units than images, seconds and text may differ by between levels.
+CLOSE = {"rtol": 1e-3, "atol": 2e-4}
+
+
+def at_level(level: str, finished: Path) -> dict[str, Any]:
+    """The tiny run at a level, with the maps of the finished one and nothing that it refuses."""
+    content = changed(TINY, "contributions.level", level)
+    content["contributions"]["datasets"] = ["world"]
+    content["maps"] |= {"given": str(finished / "results/test/maps"), "baselines": []}
+    if level == "moments":
+        content["contributions"]["shard_size"] = 40
+        content["applications"] = {}
+    else:
+        content["applications"] = {"ablation": content["applications"]["ablation"]}
+        del content["scores"], content["models"]["deit"]  # the one has no class of the images
+    return content
+
+
+def run_at(level: str, finished: Path, folder: Path) -> Path:
+    """Results of a copy of the finished run, brought to a level."""
+    shutil.copytree(finished, folder, copy_function=shutil.copy2, dirs_exist_ok=True)
+    shutil.rmtree(folder / "results/test/scores")
+    shutil.rmtree(folder / "results/test/applications")
+    write_config(folder, at_level(level, finished))
+    done = snakemake(folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert not plan(folder)
+    return folder / "results" / "test"
+
+
+def same(kind: str, one: Path, other: Path, **options: Any) -> pd.DataFrame:
+    """The table of the first run, after a comparison of all that both know."""
+    found, expected = (read_table(kind, folder) for folder in (one, other))
+    known = [name for name in found if found[name].notna().any()]
+    pd.testing.assert_frame_equal(found[known], expected[known], **CLOSE, **options)
+    return found
+
+
+@pytest.fixture(scope="module")
+def moments(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a run that keeps moments of two shards."""
+    return run_at("moments", finished, tmp_path_factory.mktemp("moments"))
+
+
+@pytest.mark.slow
+def test_scores_labels_and_roles_from_moments_are_those_of_the_dump(
+    moments: Path, finished: Path
+) -> None:
+    full = finished / "results" / "test"
+    for model in TINY["models"]:
+        for kind in ("scores", "labels", "roles", "hierarchy"):
+            name = f"scores/{model}/world.{kind}.parquet"
+            table = same(kind, moments / name, full / name)
+            assert len(table)
+        scores = read_table("scores", moments / f"scores/{model}/world.scores.parquet")
+        assert scores["low"].isna().all() and scores["p_value"].notna().all()
+
+
+def test_moments_take_the_same_room_however_many_images(moments: Path) -> None:
+    for model in TINY["models"]:
+        base = moments / "contributions" / model
+        shards = sorted(base.glob("world.moments/*.safetensors"))
+        assert [path.stem for path in shards] == ["0", "1"]
+        files = [*shards, base / "world.moments.safetensors"]
+        assert len({path.stat().st_size for path in files}) == 1
+        groups = load_moments(base / "world.moments.safetensors")
+        manifest = read_table("manifest", moments / "manifest/world/images.parquet")
+        assert groups["test"].n == (manifest["split"] == "test").sum()
+        assert groups["fit"].n == (manifest["split"] != "test").sum()
+    assert (moments / "report" / "index.html").stat().st_size > 10_000
+
+
+def test_moments_that_were_lost_are_summed_again(moments: Path) -> None:
+    folder = moments.parents[1]
+    victim = folder / "results/test/contributions/deit/world.moments/1.safetensors"
+    content, facts = victim.read_bytes(), victim.stat()
+    victim.unlink()
+    try:
+        jobs = plan(folder)
+        assert [names for rule, names in jobs if rule == "moments"] == ["deit world 1"]
+        assert {"gather_moments", "scores_of_moments"} <= rules_of(jobs)
+    finally:
+        victim.write_bytes(content)
+        os.utime(victim, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def dump_of(run: Path, model: str) -> Dump:
+    manifest = run / "manifest" / "world" / "images.parquet"
+    return open_dump(run / "contributions" / model / "world.zarr", manifest, projected=True)
+
+
+@pytest.mark.slow
+def test_a_projected_dump_gives_the_ablation_of_the_full_one(
+    finished: Path, tmp_path: Path
+) -> None:
+    projected, full = run_at("projected", finished, tmp_path), finished / "results" / "test"
+    name = "applications/ablation/clip-small/world.parquet"
+    same("ablation", projected / name, full / name)
+    stores = [dump_of(run, "clip-small") for run in (projected, full)]
+    narrow, whole = (dump.factors.columns for dump in stores)
+    assert narrow < whole
+    assert [dump.is_whole for dump in stores] == [False, True]
+    every = np.arange(80)
+    np.testing.assert_array_equal(*(dump.representation(every) for dump in stores))
+    texts = read_table("text_features", full / "features/texts/clip-small.parquet")
+    directions = np.stack(texts[texts["use"] == "concept"]["embedding"])
+    one, other = (dump.contributions(every) @ directions.T for dump in stores)
+    np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("level", "place"),
+    [
+        ("moments", "applications.ablation"), ("moments", "applications.spurious"),
+        ("moments", "applications.retrieval"), ("projected", "scores"),
+        ("projected", "applications.retrieval"),
+    ],
+)  # fmt: skip
+def test_a_stage_that_needs_more_than_the_level_keeps_is_refused_by_name(
+    level: str, place: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{place}: needs .* contributions.level: {level}"):
+        load_config(changed(TINY, "contributions.level", level), check_files=False)
+
+
+def test_maps_that_must_be_fitted_are_refused_without_a_dump() -> None:
+    with pytest.raises(ConfigError, match="maps: those of deit are fitted .* maps.given"):
+        load_config(changed(TINY, "contributions.level", "moments"), check_files=False)
+
+
+def test_shards_beyond_memory_are_for_moments_alone(finished: Path) -> None:
+    content = at_level("moments", finished)
+    content["contributions"]["shard_size"] = 1_000_000
+    assert load_config(content, check_files=False).contributions.shard_size == 1_000_000
+    with pytest.raises(ConfigError, match="shard_size: 1000000 images are more than a job"):
+        load_config(changed(content, "contributions.level", "factored"), check_files=False)

@@ -1,0 +1,53 @@
+"""Scores, labels, roles and hierarchy of one model from moments (rule scores_of_moments)."""
+
+import numpy as np
+from _job import job
+
+from pipeline_lib.artifacts import read_table, write_table
+from pipeline_lib.factors import load_factors
+from pipeline_lib.features import concept_embeddings, embeddings_of
+from pipeline_lib.hierarchy import coarse_parts, describe, hierarchy_table
+from pipeline_lib.maps import load_maps
+from pipeline_lib.roles import role_table
+from pipeline_lib.scores import score_components, with_components
+from pipeline_lib.significance import add_chance, add_margins
+from pipeline_lib.streamed import load_moments
+from pipeline_lib.textspan import label_components, label_table, random_pool
+
+with job(snakemake):
+    names = {"model": snakemake.wildcards.model, "dataset": snakemake.wildcards.dataset}
+    given, made, asked = snakemake.input, snakemake.output, snakemake.params
+    count, draws, seed = asked.texts_per_component, asked.draws, asked.seed
+    groups, factors = load_moments(given.moments[0]), load_factors(given.bases)
+    components = read_table("components", given.moments[1])
+    maps, texts = load_maps(*given.maps), read_table("text_features", given.texts)
+    found = groups["fit"].mapped(factors, maps)
+    fresh = groups["test"].mapped(factors, maps) if groups["test"].n > 1 else None
+    facts = {"images": found.n, "texts_per_component": count, "draws": draws, "seed": seed}
+
+    features = concept_embeddings(texts)
+    scores = score_components(found, features).assign(low=np.nan, high=np.nan)
+    scores = add_margins(add_chance(scores, found, features, draws=draws, seed=seed))
+    write_table("scores", with_components(scores, components).assign(**names), made.scores, facts)
+
+    pool = texts[texts["use"] == "pool"]
+    words, categories = pool["text"].tolist(), pool["feature"].tolist()
+    embeddings = embeddings_of(texts, "pool")
+    vectors = random_pool(*embeddings.shape, seed=seed)
+    random = label_components(found, vectors, count=count, min_gain=0.0)
+    chosen = label_components(found, embeddings, count=count, method=asked.method)
+    labels = label_table(
+        found, chosen, words, categories, components, random=random, heldout=fresh
+    ).assign(**names)
+    write_table("labels", labels, made.labels, facts)
+    roles = role_table(labels, found, categories, draws=draws, seed=seed)
+    write_table("roles", roles.assign(**names), made.roles, facts)
+
+    coarse = coarse_parts(components)
+    summed = groups["fit"].parts(factors, found, coarse)
+    parts = describe(summed, found, components, embeddings, chosen, count=count)
+    others = None
+    if fresh is not None:
+        others = {"components": fresh, "parts": groups["test"].parts(factors, fresh, coarse)}
+    hierarchy = hierarchy_table(parts, words, categories, others).assign(**names)
+    write_table("hierarchy", hierarchy, made.hierarchy, facts)
