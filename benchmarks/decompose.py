@@ -13,9 +13,9 @@ write. On a GPU every row is repeated under bfloat16 autocast.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import multiprocessing
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -142,14 +142,26 @@ def peak(call: Callable[[], object], device: str) -> float:
 
 def _peak_apart(call: Callable[[], object], writer: Connection) -> None:
     torch.set_num_threads(1)
-    before = _resident()
+    _give_memory_back()
+    before = _status("VmRSS")
     call()
-    writer.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0 - before)
+    writer.send(_status("VmHWM") - before)
     writer.close()
 
 
-def _resident() -> float:
-    return float(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def _give_memory_back() -> None:
+    """Let glibc return what was freed, now and at once from here on, and forget the old peak: else
+    memory that is held but unused serves the call and is not seen."""
+    libc, mmap_threshold = ctypes.CDLL("libc.so.6"), -3
+    libc.mallopt(mmap_threshold, 2**16)
+    libc.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(name: str) -> float:
+    """Bytes of a line of this process's status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 
 def timed(call: Callable[[], object], device: str) -> float:

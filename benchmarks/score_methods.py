@@ -305,10 +305,11 @@ def page(table: pd.DataFrame, command: str) -> str:
             "averaged over features and models, of each score with each truth "
             "([validation](validation.md) says what these are; *few-shot loss* and *noisy loss* "
             "are ablation losses of readers that are fitted on few images, or read a noisy "
-            "representation, so that they err about as often as not). Scores and losses were "
-            "written down before their numbers were seen, and no number of them was tuned; the "
-            "losses beside *ablation loss* were added when it was known that it is zero for "
-            "nearly all components.",
+            "representation, so that they err about as often as not). No number of them was tuned "
+            "after its result was known. But they were not chosen blindly: the losses beside "
+            "*ablation loss* were added when it was known that it is zero for nearly all "
+            "components, *noisy loss* after *few-shot loss* had been seen for some models, and "
+            "the scores after the other truths of colour were known.",
             "",
             *(f"- *{name}*: {what}." for name, (what, _, _) in WAYS.items()),
             "",
