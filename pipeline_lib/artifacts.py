@@ -33,7 +33,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "features": 1,
     "contributions": 3,
     "maps": 1,
-    "scores": 6,
+    "scores": 7,
     "validation": 4,
     "comparison": 2,
     "ablation": 4,
@@ -235,6 +235,8 @@ _TABLES = (
             Column("cumulative_random", "float64", "the same for as many random vectors as texts"),
             Column("cumulative_heldout", "float64", "the same on test images", nullable=True),
             Column("strength", "float64", "component's share of the representation's variance"),
+            Column("strength_low", "float64", "lower end of its 95 % interval", nullable=True),
+            Column("strength_high", "float64", "upper end of its 95 % interval", nullable=True),
         ),
     ),
     Table(

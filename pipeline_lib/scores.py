@@ -77,6 +77,11 @@ def map_blocks(maps: Maps, bases: Bases) -> Float[Tensor, "r e"]:
     return bases.project(weights.expand(count, -1, -1))
 
 
+def sum_blocks(bases: Bases) -> Float[Tensor, "r d"]:
+    """What turns coordinates in `bases` into the representation `[r, d]`."""
+    return bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1))
+
+
 def moments(encoded: Encoded, maps: Maps) -> Moments:
     """Moments of all components' mapped contributions, in two passes over coordinates.
 
@@ -96,7 +101,7 @@ def moments(encoded: Encoded, maps: Maps) -> Moments:
         raise DataError(f"scores need at least 2 images, there are {len(encoded)}")
     bases, slices = encoded.bases, encoded.bases.slices
     blocks = map_blocks(maps, bases)
-    summing = bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1))
+    summing = sum_blocks(bases)
     mean = _mean(encoded)
     width, out = blocks.shape
     within = [torch.zeros(rank, rank, dtype=torch.float64) for rank in bases.ranks]

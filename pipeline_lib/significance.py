@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline_lib.coordinates import Encoded
-from pipeline_lib.scores import Moments, feature_basis
+from pipeline_lib.scores import Moments, feature_basis, sum_blocks
 
 _CHUNK = 512
 _DIRECTIONS = 512
@@ -99,6 +99,27 @@ def bootstrap_scores(
         low, high = np.quantile(part.scores().numpy(), ends, axis=0)
         intervals[name] = (low, high)
     return intervals
+
+
+def bootstrap_strengths(
+    encoded: Encoded, found: Moments, *, draws: int, seed: int, level: float = 0.95
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Lower and upper end of an interval of every component's direct effect, `Moments.strengths`.
+
+    Images are drawn as in `bootstrap_scores`; deviations are from the means over all images.
+    """
+    summing = sum_blocks(encoded.bases)
+    generator = np.random.default_rng(seed)
+    sums = torch.zeros(draws, len(encoded.bases.slices), dtype=torch.float64)
+    for start in range(0, len(encoded), _CHUNK):
+        rows = encoded.rows(np.arange(start, min(start + _CHUNK, len(encoded))))
+        weights = torch.from_numpy(generator.poisson(1.0, (draws, len(rows))).astype(np.float32))
+        centred = rows - found.mean.float()
+        products = centred * (centred @ summing @ summing.T)
+        sums += weights @ torch.stack([products[:, s].sum(1) for s in encoded.bases.slices], dim=1)
+    shares = (sums / sums.sum(dim=1, keepdim=True).clamp_min(1e-300)).numpy()
+    low, high = np.quantile(shares, ((1 - level) / 2, (1 + level) / 2), axis=0)
+    return low, high
 
 
 class _Sums:

@@ -162,6 +162,7 @@ def label_table(
     *,
     random: Sequence[Labels],
     heldout: Moments | None = None,
+    interval: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> pd.DataFrame:
     """Rows of table `labels`, without model and data set: one per component and text.
 
@@ -178,8 +179,13 @@ def label_table(
         as many steps.
     heldout
         Moments of other images, to tell how much of their variance the texts explain.
+    interval
+        Lower and upper end of every component's strength, from `significance.bootstrap_strengths`;
+        missing in the table where it is not given.
     """
     rows = []
+    nothing = [float("nan")] * len(components)
+    low, high = (nothing, nothing) if interval is None else interval
     facts = components[["component", "id", "kind", "layer", "head"]].to_dict("records")
     for fact, label, other in zip(facts, labels, random, strict=True):
         component = fact["component"]
@@ -192,11 +198,14 @@ def label_table(
                     "cumulative_pca": label.bounds[rank],
                     "cumulative_random": float(sum(other.gains[: rank + 1])),
                     "strength": float(found.strengths[component]),
+                    "strength_low": float(low[component]),
+                    "strength_high": float(high[component]),
                 }
             )
     columns = ["component", "id", "kind", "layer", "head", "rank", "text", "category", "variance"]
     columns += [f"cumulative{kind}" for kind in ("", "_pca", "_random", "_heldout")]
-    return pd.DataFrame(rows, columns=[*columns, "strength"])
+    columns += ["strength", "strength_low", "strength_high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def text_rows(

@@ -14,6 +14,7 @@ from pipeline_lib.significance import (
     add_margins,
     add_statistics,
     bootstrap_scores,
+    bootstrap_strengths,
     carriers,
     p_values,
     random_scores,
@@ -52,6 +53,8 @@ def test_draws_without_chance_give_the_score_itself(monkeypatch) -> None:
         score = table.loc[table["feature"] == name, "score"]
         for end in bounds[name]:
             np.testing.assert_allclose(end, score, atol=1e-5)
+    for end in bootstrap_strengths(encoded, found, draws=2, seed=0):
+        np.testing.assert_allclose(end, found.strengths, atol=1e-5)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
@@ -76,6 +79,18 @@ def test_more_images_narrow_the_interval() -> None:
         low, high = bootstrap_scores(encoded, found, features, draws=100, seed=0)["colour"]
         widths.append(high[1] - low[1])
     assert widths[1] < 0.5 * widths[0]
+
+
+def test_intervals_of_direct_effects_hold_those_of_many_images() -> None:
+    """The strengths of 20,000 images are inside most intervals that 300 of the world give."""
+    truth = planted(n=20_000, seed=1)[1].strengths.numpy()
+    inside = []
+    for seed in range(2, 402, 20):
+        encoded, found, _ = planted(n=300, seed=seed)
+        low, high = bootstrap_strengths(encoded, found, draws=100, seed=seed)
+        assert (low < high).all()
+        inside.append((low <= truth) & (truth <= high))
+    assert 0.85 <= np.mean(inside) < 1.0
 
 
 def test_random_subspaces_give_each_component_its_share_of_all_variance() -> None:

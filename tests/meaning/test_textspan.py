@@ -210,7 +210,10 @@ def test_table_has_a_row_per_text() -> None:
     np.testing.assert_allclose(table["cumulative_heldout"], table["cumulative"], atol=0.1)
     assert list(table["strength"].unique()) == found.strengths[:2].tolist()
     alone = label_table(found, labels, texts, categories, COMPONENTS, random=random)
-    assert alone["cumulative_heldout"].isna().all()
+    assert alone[["cumulative_heldout", "strength_low", "strength_high"]].isna().all(axis=None)
+    ends = ([0.1, 0.2], [0.3, 0.4])
+    sure = label_table(found, labels, texts, categories, COMPONENTS, random=random, interval=ends)
+    assert sure.groupby("component")["strength_high"].first().tolist() == [0.3, 0.4]
 
 
 def test_bad_input_is_refused() -> None:

@@ -226,6 +226,8 @@ def test_a_card_can_be_reached_and_left_by_keyboard(opened):
     name = opened.switch_to.active_element.get_attribute("data-id")
     assert name == "blocks.0.attn/head1"
     assert find(opened, "#tip").is_displayed()
+    assert "direct effect: " in find(opened, "#tip").text
+    assert "% to " in find(opened, "#tip").text  # its interval
     press(opened, "ENTER")
     assert find(opened, "#card h3").text == name
     press(opened, "ARROW_RIGHT")

@@ -12,7 +12,7 @@ from pipeline_lib.nonnegative import label_by
 from pipeline_lib.reconstruction import bounds, reconstruction_table
 from pipeline_lib.roles import role_table
 from pipeline_lib.scores import moments, score_components, with_components
-from pipeline_lib.significance import add_statistics
+from pipeline_lib.significance import add_statistics, bootstrap_strengths
 from pipeline_lib.streamed import stored_coordinates
 from pipeline_lib.textspan import label_components, label_table, random_pool
 from pipeline_lib.truths import Factors, truth_table
@@ -46,8 +46,9 @@ with job(snakemake) as config:
     random = label_components(found, vectors, count=most, min_gain=0.0)
     chosen = label_by(snakemake.params.method, encoded, found, embeddings, count=count)
     words, known = pool["text"].tolist(), dump.components
+    interval = bootstrap_strengths(encoded, found, draws=draws, seed=seed)
     labels = label_table(
-        found, chosen, words, categories, known, random=random, heldout=fresh
+        found, chosen, words, categories, known, random=random, heldout=fresh, interval=interval
     ).assign(**names)
     write_table("labels", labels, snakemake.output.labels, facts)
     roles = role_table(labels, found, categories, draws=draws, seed=seed)
