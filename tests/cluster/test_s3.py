@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import own_run, plan, snakemake
+from alike import differences
+from running import own_run, plan, rules_of, snakemake
 from slurm_daemons import wait_for
 
 from pipeline_lib.errors import ArtifactError
@@ -78,6 +79,33 @@ def test_another_machine_goes_on_where_one_stopped(server: dict[str, str], tmp_p
     pull(bucket, first)
     assert files(first) == files(second)
     assert not plan(first, "dumps")
+
+
+#: Folders of the stages that follow the dumps.
+LATER = ("maps", "scores", "validation", "comparison", "applications", "report")
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_another_machine_ends_the_demo_with_the_same_report(
+    server: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    """One machine has come as far as the dumps; another has nothing but the bucket."""
+    first = tmp_path / "first"
+    shutil.copytree(finished, first, copy_function=shutil.copy2)
+    for name in LATER:
+        shutil.rmtree(first / "results" / "test" / name)
+    bucket = open_bucket("s3://atlas/demo", **server)
+    assert push(first, bucket, "results/test")
+
+    second = tmp_path / "second"
+    second.mkdir()
+    shutil.copy2(first / "config.yaml", second)
+    pull(bucket, second)
+    assert not rules_of(plan(second)) & {"world", "manifest", "bases", "contributions", "texts"}
+    done = snakemake(second)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert differences(finished, second, tmp_path / "pages") == []
 
 
 @pytest.fixture
