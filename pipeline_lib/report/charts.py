@@ -156,7 +156,7 @@ def legend_above(axes: Axes, columns: int = 3, order: Sequence[str] | None = Non
 
 #: Points of a legend's letters, and their mean width and that of what stands beside them in ems.
 _LEGEND_SIZE = 8.5
-_LETTER, _BESIDE = 0.53, 3.3
+_LETTER, _BESIDE = 0.58, 3.9
 
 
 def _legend_width(labels: Sequence[str], columns: int) -> float:
