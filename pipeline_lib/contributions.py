@@ -23,7 +23,7 @@ from pipeline_lib.device import Halving, compute_device
 from pipeline_lib.dumps import components_path, open_dump
 from pipeline_lib.encoder import Encoder, check_rounding
 from pipeline_lib.errors import ArtifactError, ToleranceError
-from pipeline_lib.estimate import human
+from pipeline_lib.estimate import folder_bytes, human
 from pipeline_lib.factors import Factors
 from pipeline_lib.images import image_batches
 from pipeline_lib.progress import Progress
@@ -228,7 +228,7 @@ def gather_dump(
         "dtype": layout["dtype"],
         "exactness": found,
         "sizes": sizes,
-        "bytes": sum(path.stat().st_size for path in store.rglob("*") if path.is_file()),
+        "bytes": folder_bytes(store),
     }
 
 

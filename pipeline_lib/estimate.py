@@ -190,6 +190,11 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(present).free
 
 
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def human(size: float) -> str:
     """A number of bytes for a reader.
 

@@ -6,7 +6,7 @@ Everything here qualifies the table that `scores.score_components` makes. Axis l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -85,20 +85,11 @@ def bootstrap_scores(
     batches can be drawn one after another), and the score is computed anew from each draw.
     """
     bases = {name: feature_basis(descriptors) for name, descriptors in features.items()}
-    generator = np.random.default_rng(seed)
     sums = {name: _Sums(found, basis, draws) for name, basis in bases.items()}
-    for start in range(0, len(encoded), _CHUNK):
-        rows = encoded.rows(np.arange(start, min(start + _CHUNK, len(encoded))))
-        weights = torch.from_numpy(generator.poisson(1.0, (draws, len(rows))).astype(np.float32))
-        centred = rows - found.mean.float()
+    for centred, weights in _drawn(encoded, found, draws, seed):
         for part in sums.values():
             part.add(centred, weights)
-    ends = ((1 - level) / 2, (1 + level) / 2)
-    intervals = {}
-    for name, part in sums.items():
-        low, high = np.quantile(part.scores().numpy(), ends, axis=0)
-        intervals[name] = (low, high)
-    return intervals
+    return {name: _interval(part.scores(), level) for name, part in sums.items()}
 
 
 def bootstrap_strengths(
@@ -109,16 +100,29 @@ def bootstrap_strengths(
     Images are drawn as in `bootstrap_scores`; deviations are from the means over all images.
     """
     summing = sum_blocks(encoded.bases)
-    generator = np.random.default_rng(seed)
     sums = torch.zeros(draws, len(encoded.bases.slices), dtype=torch.float64)
+    for centred, weights in _drawn(encoded, found, draws, seed):
+        products = centred * (centred @ summing @ summing.T)
+        sums += weights @ torch.stack([products[:, s].sum(1) for s in encoded.bases.slices], dim=1)
+    return _interval(sums / sums.sum(dim=1, keepdim=True).clamp_min(1e-300), level)
+
+
+def _drawn(
+    encoded: Encoded, found: Moments, draws: int, seed: int
+) -> Iterator[tuple[Float[Tensor, "b r"], Float[Tensor, "w b"]]]:
+    """Centred coordinates batch by batch, and how often each draw holds each of these images."""
+    generator = np.random.default_rng(seed)
     for start in range(0, len(encoded), _CHUNK):
         rows = encoded.rows(np.arange(start, min(start + _CHUNK, len(encoded))))
         weights = torch.from_numpy(generator.poisson(1.0, (draws, len(rows))).astype(np.float32))
-        centred = rows - found.mean.float()
-        products = centred * (centred @ summing @ summing.T)
-        sums += weights @ torch.stack([products[:, s].sum(1) for s in encoded.bases.slices], dim=1)
-    shares = (sums / sums.sum(dim=1, keepdim=True).clamp_min(1e-300)).numpy()
-    low, high = np.quantile(shares, ((1 - level) / 2, (1 + level) / 2), axis=0)
+        yield rows - found.mean.float(), weights
+
+
+def _interval(
+    values: Float[Tensor, "w c"], level: float
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Lower and upper end of the middle `level` of all draws."""
+    low, high = np.quantile(values.numpy(), ((1 - level) / 2, (1 + level) / 2), axis=0)
     return low, high
 
 

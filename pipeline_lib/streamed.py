@@ -124,8 +124,7 @@ class StreamedMoments:
         """
         if self.n < 2:
             raise DataError(f"scores need at least 2 images, there are {self.n}")
-        bases, covariance = self._covariance(stored)
-        order = stored_bases(stored)[1]
+        bases, order, covariance = self._covariance(stored)
         blocks = map_blocks(maps, bases).double()
         summing = bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1)).double()
         cross = covariance @ blocks
@@ -142,10 +141,10 @@ class StreamedMoments:
             strengths=strengths / shares.sum().clamp_min(torch.finfo(torch.float64).tiny),
         )
 
-    def _covariance(self, stored: Stored) -> tuple[Bases, Float[Tensor, "r r"]]:
-        """The bases, and the covariance of the coordinates in their order."""
+    def _covariance(self, stored: Stored) -> tuple[Bases, np.ndarray, Float[Tensor, "r r"]]:
+        """What `stored_bases` gives, and the covariance of the coordinates in that order."""
         bases, order = stored_bases(stored)
-        return bases, torch.from_numpy(self.squares[np.ix_(order, order)] / self.n)
+        return bases, order, torch.from_numpy(self.squares[np.ix_(order, order)] / self.n)
 
     def parts(self, stored: Stored, found: Moments, parts: Sequence[Part]) -> Moments:
         """As `hierarchy.part_moments`, from these moments alone.
@@ -159,7 +158,7 @@ class StreamedMoments:
         parts
             Parts of the model above the components.
         """
-        covariance, within = self._covariance(stored)[1], []
+        covariance, within = self._covariance(stored)[2], []
         for columns in part_columns(found, parts):
             blocks = found.blocks[columns]
             within.append(blocks.T @ covariance[columns][:, columns] @ blocks)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline_lib.estimate import human
+from pipeline_lib.estimate import folder_bytes, human
 from pipeline_lib.progress import duration
 from pipeline_lib.report.collect import read_timings
 
@@ -31,7 +31,7 @@ def run_summary(root: Path) -> pd.DataFrame:
     folders = {path.name: path for path in root.iterdir() if path.is_dir()}
     folders |= {path.name: path for path in root.glob("applications/*") if path.is_dir()}
     sizes = {
-        name: _bytes(path)
+        name: folder_bytes(path)
         for name, path in folders.items()
         if name not in (*_BESIDE, "applications")
     }
@@ -57,10 +57,6 @@ def summary_lines(table: pd.DataFrame) -> list[str]:
         f"{'':>14}{'':>10}{human(int(table['bytes'].sum())):>10}"
     )
     return lines
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _began(root: Path, stage: str, folder: Path | None) -> float:

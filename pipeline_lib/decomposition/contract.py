@@ -84,9 +84,8 @@ def contract(
         readout = Readout(readout.w.dense(range(len(full)), full), readout.m, full)
     w = run.get(readout.w.lazy)
     kept = "".join(names[axis][-1] for axis in [*keep, *(tokens or ())])
-    matrix_axes = [axis for axis in range(len(full)) if readout.m.full(axis)]
-    inner = "".join(names[axis] for axis in matrix_axes)
     m_flat, m_names = _matrix(run, readout, names, kept)
+    inner = m_names[:-1].replace("r", "")
     if directions is not None:
         m_flat = m_flat @ directions.T
     w = _split_batch(w, full, 1, batch, before)

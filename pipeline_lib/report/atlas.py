@@ -135,8 +135,7 @@ class _Lookup:
         labels, scores = self._labels.get(key), self._scores.get(key)
         if labels is not None and not is_absent(float(labels["strength"].iloc[0])):
             names = ("strength", "strength_low", "strength_high")
-            effect = [_short(labels[name].iloc[0]) for name in names]
-            values["strength"] = effect if effect[1] is not None else effect[:1]
+            values["strength"] = [_short(labels[name].iloc[0]) for name in names]
         for row in scores.to_dict("records") if scores is not None else ():
             known = ("score", "low", "high", "p_value")
             values[f"score:{row['feature']}"] = [_short(row[name]) for name in known]

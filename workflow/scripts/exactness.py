@@ -4,6 +4,7 @@ from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_provenance, write_table
 from pipeline_lib.dumps import open_dump
+from pipeline_lib.estimate import folder_bytes
 from pipeline_lib.report.cards import exactness
 
 with job(snakemake):
@@ -13,7 +14,7 @@ with job(snakemake):
     table = exactness(
         dump,
         snakemake.params.tolerance,
-        size=sum(path.stat().st_size for path in store.rglob("*") if path.is_file()),
+        size=folder_bytes(store),
         seconds=sum(shard["seconds"] for shard in made),
     )
     names = {name: snakemake.wildcards[name] for name in ("model", "dataset")}

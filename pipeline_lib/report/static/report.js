@@ -249,7 +249,7 @@
   function valueText(part, measure) {
     const values = part.values[measure.key];
     if (!values) return "not measured";
-    const interval = values.length > 2 ? ` (${percent(values[1])} to ${percent(values[2])})` : "";
+    const interval = Number.isFinite(values[1]) ? ` (${percent(values[1])} to ${percent(values[2])})` : "";
     return percent(values[0]) + interval;
   }
   const noRole = "no clear role";
