@@ -87,7 +87,8 @@ def _truths(
 def _agreements(scores: pd.DataFrame, known: pd.DataFrame, images: int) -> dict[str, float]:
     table = validation_table(scores, known, images=images, draws=2, seed=0)
     means = table.query("across == 'components' and feature == '' and score == 'score'")
-    confirmed = confirmed_table(scores, known).set_index("feature")["confirmed"]
+    tops = confirmed_table(scores, known).query("by == 'score'")
+    confirmed = tops.set_index("feature")["confirmed"]
     asked = [bool(confirmed[name]) for name in FEATURES if name in confirmed]
     return means.set_index("truth")["value"].to_dict() | {"confirmed": sum(asked)}
 

@@ -1,12 +1,13 @@
 """Ways to score components for a feature, held against the truth about the components.
 
-    python -m benchmarks.score_methods results/demo [--dataset world] [--docs docs/scores.md]
+    python -m benchmarks.score_methods results/demo [results/other ...] [--docs docs/scores.md]
 
-Reads the dumps, maps and truths of a finished run whose images have known factors. Every way sees
+Reads the dumps, maps and truths of finished runs whose images have known factors. Every way sees
 the same mapped contributions `s_c` of the components in the subspace of the feature's texts, and
-their sum `s`; none sees a truth. Two more losses stand beside those of the table `truth`: a reader
-that is always right loses nothing by the ablation of a component that others agree with, so these
-are of readers that are made to err.
+their sum `s`; none sees a truth. More truths stand beside those of the table `truth`. A reader that
+is always right loses nothing by the ablation of a component that others agree with: so there are
+losses of readers that are made to err, and of readers that expect ablation. A component of many
+coordinates is easier to read than a head: so there is a decodability of as many as a head has.
 """
 
 from __future__ import annotations
@@ -29,14 +30,29 @@ from pipeline_lib.dumps import open_dump
 from pipeline_lib.features import concept_embeddings
 from pipeline_lib.maps import load_maps, without_test
 from pipeline_lib.scores import Moments, feature_basis, moments, ordered_basis
-from pipeline_lib.truths import RIDGE, Factors, folds, linear_reader
-from pipeline_lib.validation import ranks
+from pipeline_lib.truths import RIDGE, Factors, banzhaf, folds, kept_halves, linear_reader
+from pipeline_lib.validation import DECILE, ranks
 
 #: Factors whose first component must be right.
 MAIN = ("colour", "shape", "texture", "scene")
-#: Truths, the losses that confirm a component together with decodability, and the place it needs.
-LOSSES = ("ablation_loss", "joint_loss", "margin_loss", "few_shot_loss", "noisy_loss")
-TRUTHS, DECILE = ("decodability", *LOSSES, "clip"), 0.9
+#: Losses that confirm a component together with decodability.
+LOSSES = (
+    "ablation_loss", "joint_loss", "margin_loss", "few_shot_loss", "noisy_loss",
+    "prepared_loss", "refitted_loss", "refitted_accuracy",
+)  # fmt: skip
+TRUTHS = ("decodability", "narrow_decodability", "decodability_in_words", *LOSSES, "clip")
+#: Decodability and loss that confirm a component together.
+PAIRS = (
+    *(("decodability", loss) for loss in LOSSES),
+    ("decodability within its interval", "joint_loss"),
+    *(("narrow_decodability", loss) for loss in ("joint_loss", "prepared_loss", "refitted_loss")),
+    *(
+        ("decodability_in_words", loss)
+        for loss in ("ablation_loss", "joint_loss", "prepared_loss", "refitted_loss")
+    ),
+)
+#: Redraws of the images for intervals of decodability, and their level (one-sided).
+REDRAWS, LEVEL = 1000, 0.95
 #: Row that counts the factors for which any component at all would be confirmed.
 POSSIBLE = "(any component)"
 #: Numbers of images to fit few-shot readers on, sizes of the noise, and random draws of each.
@@ -94,10 +110,38 @@ WAYS: dict[str, tuple[str, bool, Callable[..., Tensor]]] = {
         "as correlation, with the component's variance in all directions", False, _discounted,
     ),
     "whitened": ("share in directions scaled to equal variance of s", False, _whitened),
+    "whitened, centred texts": ("the same in the texts' differences", True, _whitened),
     "predicted": ("share of the variance of s that a linear fit on s_c gives", False, _predicted),
     "predicted, centred texts": ("the same in the texts' differences", True, _predicted),
     "published": ("mean correlation over QR directions", False, _published),
 }  # fmt: skip
+
+
+#: Truth to what it is.
+MORE_TRUTHS = {
+    "narrow decodability": (
+        "decodability from as many leading principal coordinates of the component as the narrowest "
+        "head has"
+    ),
+    "decodability within its interval": (
+        "in the top decile of decodability, where only components count as above that are so in "
+        f"{LEVEL:.0%} of {REDRAWS} redraws of the images"
+    ),
+    "few shot loss, noisy loss": (
+        "ablation losses of readers that are fitted on few images, or read a noisy representation, "
+        "so that they err about as often as not"
+    ),
+    "prepared loss": (
+        "as joint loss, by a reader that is fitted to have the least expected squares when random "
+        "halves of the components are ablated"
+    ),
+    "refitted loss, refitted accuracy": (
+        "R² or accuracy lost on average over random halves of the others ablated, readers fitted "
+        "anew to what each half leaves"
+    ),
+}
+#: In which order scores and truths were tried.
+HISTORY = """@@"""
 
 
 def few_shot_loss(encoded: Encoded, factors: Factors) -> Float[np.ndarray, "c f"]:
@@ -145,6 +189,94 @@ def noisy_loss(encoded: Encoded, factors: Factors) -> Float[np.ndarray, "c f"]:
                 found = _right(logits + noise, removed, factors, seen)
                 right[place] += found / (DRAWS // 4 * len(encoded))
     return _most_sensitive(right, factors)
+
+
+def prepared_loss(encoded: Encoded, factors: Factors) -> Float[np.ndarray, "c f"]:
+    """Accuracy lost with random halves of the others ablated, by a reader fitted for that.
+
+    As `joint_loss`, but the ridge regression has the least expected squares over random halves: the
+    sums of products about the means are a quarter of those of the whole and a quarter of those of
+    each component.
+    """
+    wanted, count = factors.one_hot(), len(encoded.bases.vectors)
+    summing, rows, whole = _rows(encoded)
+    kept = kept_halves(count, 0)
+    right = np.zeros((len(kept), len(factors.names)))
+    for fitted, seen in folds(len(encoded), 0):
+        target, own = wanted[fitted] - wanted[fitted].mean(dim=0), rows[fitted]
+        own, summed = own - own.mean(dim=0), whole[fitted] - whole[fitted].mean(dim=0)
+        parts = [own[:, s] @ summing[s] for s in encoded.bases.slices]
+        gram = (summed.T @ summed + sum(part.T @ part for part in parts)) / 4
+        gram += _ridge(gram)
+        reader = torch.linalg.solve(gram, summed.T @ target / 2)
+        offset = wanted[fitted].mean(dim=0) - rows[fitted].mean(dim=0) @ summing @ reader
+        through = summing @ reader
+        beside = rows[seen] - rows[fitted].mean(dim=0)
+        each = torch.stack([beside[:, s] @ through[s] for s in encoded.bases.slices])
+        shown = torch.from_numpy(kept.astype(float)) @ each.flatten(1)
+        ground = rows[fitted].mean(dim=0) @ through + offset
+        right += factors.correct(shown.view(len(kept), *each.shape[1:]) + ground, seen)
+    return banzhaf(kept, right / len(encoded))
+
+
+def refitted_losses(
+    encoded: Encoded, factors: Factors
+) -> tuple[Float[np.ndarray, "c f"], Float[np.ndarray, "c f"]]:
+    """R² and accuracy lost with random halves of the others ablated, readers fitted to the rest.
+
+    With Shapley's weights in place of equal ones the first would be the decomposition of R² by
+    Lindeman, Merenda and Gold (1980).
+    """
+    wanted, kept = factors.one_hot(), kept_halves(len(encoded.bases.vectors), 0)
+    summing, rows, _ = _rows(encoded)
+    parts = torch.stack([rows[:, s] @ summing[s] for s in encoded.bases.slices])
+    right, missed = np.zeros((2, len(kept), len(factors.names)))
+    for place, half in enumerate(torch.from_numpy(kept)):
+        whole = parts[half].sum(dim=0)
+        for fitted, seen in folds(len(encoded), 0):
+            reader, offset = linear_reader(whole[fitted], wanted[fitted])
+            read = whole[seen] @ reader + offset
+            right[place] += factors.correct(read, seen)
+            missed[place] += _by_factor((wanted[seen] - read).square(), factors).sum(axis=0)
+    spread = _by_factor((wanted - wanted.mean(dim=0)).square(), factors).sum(axis=0)
+    return banzhaf(kept, 1 - missed / spread), banzhaf(kept, right / len(encoded))
+
+
+def squares_missed(
+    encoded: Encoded, factors: Factors, width: int | None = None
+) -> tuple[Float[np.ndarray, "c n f"], Float[np.ndarray, "n f"]]:
+    """Squares that readers of each component alone miss in each image, and squares to be read.
+
+    `width` limits readers to that many leading principal coordinates of the component.
+    """
+    wanted = factors.one_hot()
+    centred = (wanted - wanted.mean(dim=0)).square()
+    missed = np.zeros((len(encoded.bases.vectors), len(encoded), len(factors.names)))
+    for component, columns in enumerate(encoded.bases.slices):
+        own = torch.from_numpy(np.ascontiguousarray(encoded.values[:, columns])).double()
+        if width is not None and own.shape[1] > width:
+            own = own - own.mean(dim=0)
+            own = own @ torch.linalg.svd(own, full_matrices=False).Vh[:width].T
+        for fitted, seen in folds(len(own), 0):
+            reader, offset = linear_reader(own[fitted], wanted[fitted])
+            squares = (wanted[seen] - own[seen] @ reader - offset).square()
+            missed[component, seen] = _by_factor(squares, factors)
+    return missed, _by_factor(centred, factors)
+
+
+def _by_factor(squares: Tensor, factors: Factors) -> Float[np.ndarray, "n f"]:
+    return np.stack([squares[:, s].sum(dim=1).numpy() for s in factors.slices], axis=1)
+
+
+def surely_above(
+    missed: Float[np.ndarray, "c n"], spread: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " c"]:
+    """Share of components whose R² is above each one's in nearly all redraws of the images."""
+    count = len(spread)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), REDRAWS)
+    found = 1 - (drawn @ missed.T) / (drawn @ spread)[:, None]
+    above = [((found > found[:, [c]]).mean(axis=0) > LEVEL).mean() for c in range(len(missed))]
+    return np.array(above)
 
 
 def _rows(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,131 +342,155 @@ def compare(root: Path, model: str, dataset: str) -> pd.DataFrame:
     factors = Factors.of(
         dump.manifest.iloc[positions], [name for name in features if name in dump.manifest]
     )
-    for name, loss in (("few_shot_loss", few_shot_loss), ("noisy_loss", noisy_loss)):
-        wide = pd.DataFrame(loss(encoded, factors), columns=list(factors.names))
-        long = wide.melt(var_name="feature", value_name=name, ignore_index=False)
-        known = known.merge(
-            long.reset_index(names="component"), on=["feature", "component"], how="left"
-        )
+    heads = (dump.components["kind"] == "head").to_numpy()
     varying = (found.variances() > 1e-12 * found.total.trace()).numpy()
+    width = min(r for r, wanted in zip(encoded.bases.ranks, heads & varying) if wanted)
+    missed, spread = squares_missed(encoded, factors)
+    narrow = squares_missed(encoded, factors, width)[0].sum(axis=1) / spread.sum(axis=0)
+    beside = {
+        "narrow_decodability": 1 - narrow,
+        "few_shot_loss": few_shot_loss(encoded, factors),
+        "noisy_loss": noisy_loss(encoded, factors),
+        "prepared_loss": prepared_loss(encoded, factors),
+    }
+    refitted = refitted_losses(encoded, factors)
+    beside |= dict(zip(("refitted_loss", "refitted_accuracy"), refitted, strict=True))
+    truths = {
+        feature: {
+            name: known[known["feature"] == feature].sort_values("component")[name].to_numpy()
+            for name in TRUTHS
+            if name not in beside
+        }
+        for feature in features
+    }
+    for place, feature in enumerate(factors.names):
+        truths[feature] |= {name: values[:, place] for name, values in beside.items()}
+    agreed = {
+        feature: _in_top_decile(
+            {name: values[varying] for name, values in truths[feature].items()},
+            surely_above(missed[varying, :, place], spread[:, place]),
+        )
+        for place, feature in enumerate(factors.names)
+        if feature in MAIN
+    }
     rows = []
-    for name, values in scores_by_way(encoded, found, features).items():
-        facts: dict[str, object] = {"model": model, "way": name, "images": len(encoded)}
+    for way, values in scores_by_way(encoded, found, features).items():
+        facts: dict[str, object] = {"model": model, "way": way, "images": len(encoded)}
         for truth in TRUTHS:
-            agreed = []
+            alike = []
             for place, feature in enumerate(features):
-                true = known[known["feature"] == feature].sort_values("component")[truth]
-                if not true.isna().any():
-                    pair = values[varying, place], true.to_numpy()[varying]
-                    agreed.append(float(np.prod([ranks(v[:, None]) for v in pair], axis=0).sum()))
-            facts[truth] = float(np.mean(agreed))
-        for loss in LOSSES:
-            facts[f"confirmed by {loss}"] = sum(
-                _right_ones(known, feature, loss, varying)[values[varying, place].argmax()]
-                for place, feature in enumerate(features)
-                if feature in MAIN
-            )
+                true = truths[feature].get(truth, np.array([np.nan]))
+                if not np.isnan(true).any():
+                    pair = values[varying, place], true[varying]
+                    alike.append(float(np.prod([ranks(v[:, None]) for v in pair], axis=0).sum()))
+            facts[truth] = float(np.mean(alike))
+        tops = {name: values[varying, place].argmax() for place, name in enumerate(features)}
+        for pair in PAIRS:
+            both = [np.logical_and(*(agreed[f][name] for name in pair))[tops[f]] for f in agreed]
+            facts[_named(pair)] = sum(both)
         rows.append(facts)
     any_of = {
-        f"confirmed by {loss}": sum(
-            _right_ones(known, name, loss, varying).any() for name in features if name in MAIN
+        _named(pair): sum(
+            np.logical_and(*(top[name] for name in pair)).any() for top in agreed.values()
         )
-        for loss in LOSSES
+        for pair in PAIRS
     }
     rows.append({"model": model, "way": POSSIBLE, "images": len(encoded), **any_of})
     return pd.DataFrame(rows)
 
 
-def _right_ones(
-    known: pd.DataFrame, feature: str, loss: str, varying: np.ndarray
-) -> Bool[np.ndarray, " v"]:
-    """Which components are in the top decile of decodability and of a loss."""
-    part = known[known["feature"] == feature].sort_values("component")[varying]
-    right = np.ones(len(part), dtype=bool)
-    for truth in ("decodability", loss):
-        values = part[truth].to_numpy()
-        places = (values[:, None] >= values).mean(axis=1)
-        right &= (places > DECILE) & (values > np.median(values))
-    return right
+def _named(pair: tuple[str, str]) -> str:
+    return " and ".join(name.replace("_", " ") for name in pair)
+
+
+def _in_top_decile(
+    truths: dict[str, Float[np.ndarray, " v"]], surely: Float[np.ndarray, " v"]
+) -> dict[str, Bool[np.ndarray, " v"]]:
+    """Which components are in the top decile of each truth."""
+    top = {
+        name: ((values > values[:, None]).mean(axis=1) < 1 - DECILE) & (values > np.median(values))
+        for name, values in truths.items()
+    }
+    read = truths["decodability"]
+    near = (surely < 1 - DECILE) & (read > np.median(read))
+    return top | {"decodability within its interval": near}
 
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The mean over models of every way, and what each way confirms in each model."""
-    counts = [f"confirmed by {loss}" for loss in LOSSES]
+    counts = [_named(pair) for pair in PAIRS]
     means = table.dropna().groupby("way", sort=False)[list(TRUTHS)].mean()
     sums = table.groupby("way", sort=False)[counts].sum()
     of = 4 * table["model"].nunique()
+    ways = list(means.index)
     lines = [
-        "| score | " + " | ".join(name.replace("_", " ") for name in TRUTHS) + " |",
-        "|---" * (1 + len(TRUTHS)) + "|",
-        *(f"| {way} | " + " | ".join(f"{v:.3f}" for v in row) + " |" for way, row in
-          zip(means.index, means.to_numpy(), strict=True)),
+        "| truth | " + " | ".join(ways) + " |",
+        "|---" * (1 + len(ways)) + "|",
+        *(
+            f"| {name.replace('_', ' ')} | " + " | ".join(f"{v:.3f}" for v in means[name]) + " |"
+            for name in TRUTHS
+        ),
         "",
-        f"First components in the top decile of decodability and of a loss, of {of} (colour, "
-        "shape, texture and scene of each model); in brackets the models with all four. The last "
-        "row counts those for which there is any such component: no score could confirm more.",
+        f"First components in the top decile of both of a pair of truths, of {of} (colour, shape, "
+        "texture and scene of each model), and in brackets the number of models with all four. "
+        "The last column counts the factors for which there is any such component: no score could "
+        "confirm more.",
         "",
-        "| score | " + " | ".join(loss.replace("_", " ") for loss in LOSSES) + " |",
-        "|---" * (1 + len(LOSSES)) + "|",
-    ]  # fmt: skip
-    for way, row in sums.iterrows():
-        rows = table[table["way"] == way]
-        cells = []
-        for name in counts:
-            whole = ", ".join(rows.loc[rows[name] == len(MAIN), "model"])
-            cells.append(f"{int(row[name])} ({whole or 'none'})")
-        lines.append(f"| {way} | " + " | ".join(cells) + " |")
-    default, possible = (sums.loc[name].astype(int) for name in ("share", POSSIBLE))
-    pairs = [
-        f"{a} of {b} by {c.split(' by ')[1].replace('_', ' ')}"
-        for a, b, c in zip(default, possible, counts)
+        "| confirmed by | " + " | ".join([*ways, "any component"]) + " |",
+        "|---" * (2 + len(ways)) + "|",
     ]
-    lines += ["", f"Of those that are possible the default confirms {', '.join(pairs)}."]
+    for name in counts:
+        cells = []
+        for way in [*ways, POSSIBLE]:
+            whole = int((table.loc[table["way"] == way, name] == len(MAIN)).sum())
+            cells.append(f"{int(sums.loc[way, name])} ({whole})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def page(table: pd.DataFrame, command: str) -> str:
+def page(tables: dict[str, pd.DataFrame], command: str) -> str:
     """The page docs/scores.md."""
-    return "\n".join(
-        [
-            "# Scores: which way to score components for a feature",
-            "",
-            f"Made on {date.today().isoformat()} by `{command}` on {platform.machine()} "
-            f"({torch.get_num_threads()} threads), from {int(table['images'].max())} images of "
-            "each model (test images left out). Spearman correlations, over components and "
-            "averaged over features and models, of each score with each truth "
-            "([validation](validation.md) says what these are; *few-shot loss* and *noisy loss* "
-            "are ablation losses of readers that are fitted on few images, or read a noisy "
-            "representation, so that they err about as often as not). No number of them was tuned "
-            "after its result was known. But they were not chosen blindly: the losses beside "
-            "*ablation loss* were added when it was known that it is zero for nearly all "
-            "components, *noisy loss* after *few-shot loss* had been seen for some models, and "
-            "the scores after the other truths of colour were known.",
-            "",
-            *(f"- *{name}*: {what}." for name, (what, _, _) in WAYS.items()),
-            "",
-            as_markdown(table),
-            "",
-        ]
+    return (
+        "\n\n".join(
+            [
+                "# Scores: which way to score components for a feature",
+                f"Made on {date.today().isoformat()} by `{command}` on {platform.machine()} "
+                f"({torch.get_num_threads()} threads). Spearman correlations, over components and "
+                "averaged over features and models, of each score with each truth "
+                "([validation](validation.md) says what these are).",
+                "The scores:",
+                "\n".join(f"- *{name}*: {what}." for name, (what, _, _) in WAYS.items()),
+                "The truths beside those of the table `truth`:",
+                "\n".join(f"- *{name}*: {what}." for name, what in MORE_TRUTHS.items()),
+                HISTORY,
+                *(
+                    f"## `{run}`: {int(table['images'].max())} images of each model (test images "
+                    f"left out)\n\n{as_markdown(table)}"
+                    for run, table in tables.items()
+                ),
+            ]
+        )
+        + "\n"
     )
 
 
 def main() -> None:
-    """Compare the ways on every model of a run, and write the page."""
+    """Compare the ways on every model of some runs, and write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.score_methods", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of the run's results")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of results")
     parser.add_argument("--dataset", default="world")
     parser.add_argument("--docs", type=Path)
     asked = parser.parse_args()
-    tables = []
-    for path in sorted((asked.run / "maps").glob("*.json")):
-        tables.append(compare(asked.run, path.stem, asked.dataset))
-        print(tables[-1].round(3).to_string(), flush=True)
-    table = pd.concat(tables, ignore_index=True)
-    print(as_markdown(table))
+    tables: dict[str, pd.DataFrame] = {}
+    for run in asked.runs:
+        models = [path.stem for path in sorted((run / "maps").glob("*.json"))]
+        found = [compare(run, model, asked.dataset) for model in models]
+        tables[run.name] = pd.concat(found, ignore_index=True)
+        print(run, as_markdown(tables[run.name]), sep="\n\n", flush=True)
     if asked.docs:
-        command = f"python -m benchmarks.score_methods {asked.run} --docs {asked.docs}"
-        asked.docs.write_text(page(table, command), "utf-8")
+        runs = " ".join(map(str, asked.runs))
+        command = f"python -m benchmarks.score_methods {runs} --docs {asked.docs}"
+        asked.docs.write_text(page(tables, command), "utf-8")
 
 
 if __name__ == "__main__":

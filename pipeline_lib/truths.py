@@ -1,11 +1,12 @@
 """What is known of each component: what its part in the true factors is, and in CLIP's ranking.
 
 Truths, each a number per component and feature: `decodability`, how well the factor is read off the
-component alone; `ablation_loss`, `joint_loss` and `margin_loss`, what replacing the component by
-its mean costs a reader of the whole; `clip_agreement`, how alike the component and the reference
-CLIP rank the images for the feature's descriptors. `validation` holds scores against them. Axis
-letters: `c` component, `f` factor or feature, `r` coordinates of all components, `v` value of a
-factor, `s` shuffle.
+component alone, and `decodability_in_words`, off what it says in the directions of the words;
+`ablation_loss`, `joint_loss` and `margin_loss`, what replacing the component by its mean costs a
+reader of the whole; `clip_agreement`, how alike the component and the reference CLIP rank the
+images for the feature's descriptors. `validation` holds scores against them. Axis letters: `c`
+component, `f` factor or feature, `r` coordinates of all components, `v` value of a factor, `s`
+shuffle, or set of components.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
 from pipeline_lib.coordinates import Encoded
 from pipeline_lib.errors import DataError
-from pipeline_lib.scores import Moments
+from pipeline_lib.scores import Moments, feature_basis
 
 #: Columns of table `truth` that need known factors.
-FACTOR_TRUTHS = ("decodability", "accuracy", "ablation_loss", "joint_loss", "margin_loss")
+FACTOR_TRUTHS = (
+    "decodability", "accuracy", "decodability_in_words",
+    "ablation_loss", "joint_loss", "margin_loss",
+)  # fmt: skip
 #: Folds of the cross-validation of linear readers.
 FOLDS = 5
 #: Ridge of linear readers, relative to the mean variance of a coordinate.
@@ -110,20 +114,51 @@ def decodability(
     (cross-validation over `FOLDS`). R² is the share of the code's variance that is read; unlike
     accuracy it still tells components apart that are always right.
     """
-    right = np.zeros((len(encoded.bases.vectors), len(factors.names)))
+    alone = (encoded.values[:, columns] for columns in encoded.bases.slices)
+    found = np.array([_told(torch.from_numpy(rows).double(), factors, seed) for rows in alone])
+    return found[:, 0], found[:, 1]
+
+
+def decodability_in_words(
+    encoded: Encoded,
+    found: Moments,
+    features: Mapping[str, Float[Tensor, "k e"]],
+    factors: Factors,
+    *,
+    seed: int,
+) -> Float[np.ndarray, "c f"]:
+    """R² of linear readers of what each component says in the directions of a factor's words.
+
+    As `decodability`, but the reader sees the mapped contribution in the subspace of the feature's
+    descriptors: as many numbers of every component, and those that scores are made of. A component
+    with more coordinates than another is not easier to read for that, and what it carries in
+    directions that the words do not name is not counted.
+    """
+    result = np.zeros((len(encoded.bases.vectors), len(factors.names)))
+    for place, name in enumerate(factors.names):
+        reading = found.blocks @ feature_basis(features[name])
+        one = Factors((name,), factors.codes[:, [place]], (factors.counts[place],))
+        for component, columns in enumerate(encoded.bases.slices):
+            rows = torch.from_numpy(encoded.values[:, columns]).double() - found.mean[columns]
+            result[component, place] = _told(rows @ reading[columns], one, seed)[0].item()
+    return result
+
+
+def _told(
+    rows: Float[Tensor, "n r"], factors: Factors, seed: int
+) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
+    """R² and accuracy of cross-validated linear readers of `rows`, factor by factor."""
     wanted = factors.one_hot()
-    missed = np.zeros_like(right)
-    for component, columns in enumerate(encoded.bases.slices):
-        rows = torch.from_numpy(np.ascontiguousarray(encoded.values[:, columns])).double()
-        for train, test in folds(len(rows), seed):
-            reader, offset = linear_reader(rows[train], wanted[train])
-            read = rows[test] @ reader + offset
-            right[component] += factors.correct(read, test)
-            squares = (wanted[test] - read).square().sum(dim=0)
-            missed[component] += [float(squares[s].sum()) for s in factors.slices]
+    right, missed = np.zeros(len(factors.names)), np.zeros(len(factors.names))
+    for train, test in folds(len(rows), seed):
+        reader, offset = linear_reader(rows[train], wanted[train])
+        read = rows[test] @ reader + offset
+        right += factors.correct(read, test)
+        squares = (wanted[test] - read).square().sum(dim=0)
+        missed += [float(squares[s].sum()) for s in factors.slices]
     spread = (wanted - wanted.mean(dim=0)).square().sum(dim=0)
     total = np.array([float(spread[s].sum()) for s in factors.slices])
-    return 1 - missed / total, right / len(encoded)
+    return 1 - missed / total, right / len(rows)
 
 
 @dataclass(frozen=True)
@@ -167,8 +202,8 @@ def ablation_loss(encoded: Encoded, factors: Factors, *, seed: int) -> AblationL
     summing = bases.project(torch.eye(bases.width).expand(count, -1, -1)).double()
     whole = torch.cat([encoded.rows(part).double() @ summing for part in _parts(len(encoded))])
     alone = np.eye(count, dtype=np.float32)
-    halves = np.random.default_rng(seed).random((max(HALVES, 2 * count), count)) < 0.5
-    ablated = np.concatenate([np.zeros((1, count)), alone, halves, ~halves]).astype(np.float32)
+    ablated = np.concatenate([np.zeros((1, count)), alone, 1 - kept_halves(count, seed)])
+    ablated = ablated.astype(np.float32)
     right = np.zeros((len(ablated), len(factors.names)))
     margin = np.zeros((count, len(factors.names)))
     for train, test in folds(len(encoded), seed):
@@ -184,10 +219,23 @@ def ablation_loss(encoded: Encoded, factors: Factors, *, seed: int) -> AblationL
             )
             right += factors.correct((whole[part] @ reader + offset).float() - lost, part)
     accuracy = right / len(encoded)
-    slopes = np.concatenate([1 - ablated[1 + count :], np.ones((2 * len(halves), 1))], axis=1)
-    joint = np.linalg.lstsq(slopes, accuracy[1 + count :], rcond=None)[0][:count]
+    joint = banzhaf(1 - ablated[1 + count :], accuracy[1 + count :])
     full = accuracy[0]
     return AblationLoss(full - accuracy[1 : 1 + count], joint, margin / len(encoded), full)
+
+
+def kept_halves(count: int, seed: int) -> Bool[np.ndarray, "s c"]:
+    """Random halves of `count` components, then the complement of each."""
+    halves = np.random.default_rng(seed).random((max(HALVES, 2 * count), count)) < 0.5
+    return np.concatenate([~halves, halves])
+
+
+def banzhaf(
+    kept: Float[np.ndarray, "s c"] | Bool[np.ndarray, "s c"], values: Float[np.ndarray, "s f"]
+) -> Float[np.ndarray, "c f"]:
+    """Slopes of values on which components are kept (Hammer and Holzman 1992)."""
+    design = np.concatenate([kept, np.ones((len(kept), 1))], axis=1)
+    return np.linalg.lstsq(design, values, rcond=None)[0][:-1]
 
 
 def clip_agreement(
@@ -268,7 +316,7 @@ def truth_table(
         [(name, component) for name in features for component in range(count)],
         columns=["feature", "component"],
     )
-    for column, values in _factor_truths(encoded, factors, seed).items():
+    for column, values in _factor_truths(encoded, found, features, factors, seed).items():
         wide = pd.DataFrame(values, columns=list(factors.names)).reindex(columns=list(features))
         table[column] = wide.to_numpy().T.ravel()
     table["clip"], table["clip_shuffled"] = np.nan, None
@@ -283,7 +331,11 @@ def truth_table(
 
 
 def _factor_truths(
-    encoded: Encoded, factors: Factors, seed: int
+    encoded: Encoded,
+    found: Moments,
+    features: Mapping[str, Float[Tensor, "k e"]],
+    factors: Factors,
+    seed: int,
 ) -> dict[str, Float[np.ndarray, "c f"]]:
     """Column of table `truth` to its values; without values where no factor is known."""
     if not factors.names:
@@ -291,7 +343,8 @@ def _factor_truths(
         return dict.fromkeys(FACTOR_TRUTHS, nothing)
     read, accuracy = decodability(encoded, factors, seed=seed)
     loss = ablation_loss(encoded, factors, seed=seed)
-    values = (read, accuracy, loss.alone, loss.joint, loss.margin)
+    said = decodability_in_words(encoded, found, features, factors, seed=seed)
+    values = (read, accuracy, said, loss.alone, loss.joint, loss.margin)
     return dict(zip(FACTOR_TRUTHS, values, strict=True))
 
 

@@ -19,11 +19,22 @@ from pipeline_lib.truths import ranks
 #: Scores that are held against the truths; `random` deals out the default score at random.
 SCORES = ("score", "score_published", "variance_explained", "random")
 #: Truths, in the order of the tables.
-TRUTHS = ("decodability", "ablation_loss", "joint_loss", "margin_loss", "clip", "clip_shuffled")
+TRUTHS = (
+    "decodability", "decodability_in_words", "ablation_loss", "joint_loss", "margin_loss",
+    "clip", "clip_shuffled",
+)  # fmt: skip
 #: Columns of table `confirmed` that the rule adds.
 _OF_RUN = ("model", "dataset")
+#: Scores whose first component is looked at.
+NAMING = ("score", "score_published")
 #: Truths that can confirm a component, and the place that it must reach among all.
-CONFIRMING, DECILE = ("decodability", "ablation_loss", "joint_loss"), 0.9
+CONFIRMING, DECILE = ("decodability", "ablation_loss", "joint_loss", "decodability_in_words"), 0.9
+#: End of a column's name to the two truths that confirm a component so.
+VERDICTS = {
+    "": ("decodability", "ablation_loss"),
+    "_jointly": ("decodability", "joint_loss"),
+    "_in_words": ("decodability_in_words", "joint_loss"),
+}
 
 
 @dataclass(frozen=True)
@@ -174,14 +185,13 @@ def _mean_interval(
 
 
 def confirmed_table(scores: pd.DataFrame, truths: pd.DataFrame) -> pd.DataFrame:
-    """Rows of table `confirmed`, without model and data set: one per known factor.
+    """Rows of table `confirmed`, without model and data set: known factors, by each of `NAMING`.
 
-    The component with the highest score is confirmed where it is in the top decile of decodability
-    and of `ablation_loss` (`confirmed`) or `joint_loss` (`confirmed_jointly`): fewer than a tenth
-    of the components have a larger one, and the median component has a smaller one. Ablation alone
-    cannot confirm where a factor is carried by several components: then no single one is missed.
-    `candidates` counts the components that both truths would confirm; where there is none, the
-    factor has no single carrier, and no score could be confirmed.
+    The component with the highest score is confirmed where it is in the top decile of both truths
+    of a pair of `VERDICTS`: fewer than a tenth of the components have a larger one, and the median
+    component has a smaller one. Ablation alone cannot confirm where a factor is carried by several
+    components: then no single one is missed. `candidates` (and so on) counts the components that
+    both truths would confirm; where there is none, no score could be confirmed.
     """
     rows = []
     for feature, part in scores.groupby("feature", sort=False):
@@ -189,22 +199,30 @@ def confirmed_table(scores: pd.DataFrame, truths: pd.DataFrame) -> pd.DataFrame:
         known = truths[truths["feature"] == feature].set_index("component")
         if known[list(CONFIRMING)].isna().any(axis=None):
             continue
-        place = int(part["score"].to_numpy().argmax())
-        fact = {"feature": feature, "top": part["id"].iloc[place]}
-        fact["score"] = float(part["score"].iloc[place])
-        among = {}
-        for truth in CONFIRMING:
-            values = known.loc[part["component"], truth].to_numpy()
-            percentiles = (values[:, None] >= values).mean(axis=1)
-            median = float(np.median(values))
-            among[truth] = (percentiles > DECILE) & (values > median)
-            best = part["id"].iloc[int(np.argmax(values))]
-            fact |= {f"{truth}_value": float(values[place]), f"{truth}_median": median}
-            fact |= {f"{truth}_percentile": float(percentiles[place]), f"{truth}_best": str(best)}
-        both = among["decodability"] & among["joint_loss"]
-        fact["candidates"], fact["confirmed_jointly"] = int(both.sum()), bool(both[place])
-        alone = among["decodability"] & among["ablation_loss"]
-        fact["confirmed"] = bool(alone[place])
-        rows.append(fact | {"components": len(part)})
+        measured = known.loc[part["component"], list(CONFIRMING)]
+        for by in NAMING:
+            place = int(part[by].to_numpy().argmax())
+            fact = {"feature": feature, "by": by, "top": part["id"].iloc[place]}
+            fact |= {"score": float(part[by].iloc[place]), "components": len(part)}
+            rows.append(fact | _verdicts(measured, part["id"].tolist(), place))
     declared = [column.name for column in TABLES["confirmed"].columns]
     return pd.DataFrame(rows, columns=[name for name in declared if name not in _OF_RUN])
+
+
+def _verdicts(measured: pd.DataFrame, ids: Sequence[str], place: int) -> dict[str, object]:
+    """Where the component at `place` stands in each truth, and which truths confirm it."""
+    fact: dict[str, object] = {}
+    among = {}
+    for truth in CONFIRMING:
+        values = measured[truth].to_numpy()
+        percentiles = (values[:, None] >= values).mean(axis=1)
+        median = float(np.median(values))
+        among[truth] = (percentiles > DECILE) & (values > median)
+        fact |= {f"{truth}_value": float(values[place]), f"{truth}_median": median}
+        fact[f"{truth}_percentile"] = float(percentiles[place])
+        fact[f"{truth}_best"] = ids[int(np.argmax(values))]
+    for end, (one, other) in VERDICTS.items():
+        both = among[one] & among[other]
+        fact[f"confirmed{end}"] = bool(both[place])
+        fact[f"candidates{end}"] = int(both.sum())
+    return fact

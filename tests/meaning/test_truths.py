@@ -12,7 +12,7 @@ from known_world import C, E, N, normal, planted, world
 
 from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.errors import DataError
-from pipeline_lib.maps import identity_maps, unit
+from pipeline_lib.maps import Maps, identity_maps, unit
 from pipeline_lib.scores import moments
 from pipeline_lib.truths import (
     RIDGE,
@@ -20,6 +20,7 @@ from pipeline_lib.truths import (
     ablation_loss,
     clip_agreement,
     decodability,
+    decodability_in_words,
     folds,
     linear_reader,
     truth_table,
@@ -42,6 +43,33 @@ def test_r2_tells_perfect_readers_apart() -> None:
     read, accuracy = decodability(*planted(noise=0.05), seed=0)
     assert accuracy[1, 0] == accuracy[2, 0] == 1.0
     assert read[1, 0] > read[2, 0]
+
+
+def test_what_is_said_in_words_is_read_from_the_carrier_alone() -> None:
+    """Component 0 is told from colours, too, but not in the directions of their words."""
+    contributions, images, features = world()
+    beside = torch.linalg.svd(torch.cat(list(features.values()))).Vh[5:8]
+    values = torch.from_numpy(pd.factorize(images["colour"], sort=True)[0])
+    contributions[:, 0] += 5.0 * beside[values]
+    encoded = encode(Source.of_array(contributions))
+    factors = Factors.of(images, ["colour", "shape"])
+    found = moments(encoded, identity_maps(E))
+    said = decodability_in_words(encoded, found, features, factors, seed=0)
+    assert said[:, 0].argmax() == 1 and said[1, 0] > 0.9
+    assert said[:, 1].argmax() == 3 and said[3, 1] > 0.9
+    assert np.abs(said[[0, 3, 4], 0]).max() < 0.02
+    alone = decodability(encoded, factors, seed=0)[0]
+    assert alone[0, 0] > alone[1, 0]  # where all its directions are read it is the best
+
+
+def test_decodability_in_words_is_that_of_mapped_contributions_by_hand() -> None:
+    contributions, images, features = world(noise=1.0)
+    encoded, factors = encode(Source.of_array(contributions)), Factors.of(images, ["colour"])
+    maps = Maps("ridge", normal(C, E, E, seed=4), normal(E, seed=5))
+    got = decodability_in_words(encoded, moments(encoded, maps), features, factors, seed=0)
+    mapped = maps.apply(contributions) @ torch.linalg.qr(features["colour"].T).Q
+    want = decodability(encode(Source.of_array(mapped)), factors, seed=0)[0]
+    np.testing.assert_allclose(got[:4], want[:4], atol=1e-4)
 
 
 def test_ablating_the_carrier_costs_most() -> None:

@@ -13,7 +13,14 @@ from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.maps import identity_maps, unit
 from pipeline_lib.scores import moments, score_components, with_components
 from pipeline_lib.truths import Factors, truth_table
-from pipeline_lib.validation import agreement, confirmed_table, spearman, validation_table
+from pipeline_lib.validation import (
+    CONFIRMING,
+    VERDICTS,
+    agreement,
+    confirmed_table,
+    spearman,
+    validation_table,
+)
 
 SHUFFLES = 40
 
@@ -70,14 +77,15 @@ def test_validation_finds_the_carrier_and_random_scores_do_not(tables) -> None:
     table = validation_table(*tables, images=N, draws=40, seed=0)
     rows = table.query("across == 'components' and score == 'score' and feature != ''")
     rows = rows.set_index(["truth", "feature"])
-    measured = ["decodability", "ablation_loss", "joint_loss", "margin_loss", "clip"]
+    measured = ["decodability", "decodability_in_words", "ablation_loss", "joint_loss"]
+    measured += ["margin_loss", "clip"]
     assert (rows.loc[measured, "percentile"] == 1.0).all()
     for truth in measured:
         assert rows.loc[(truth, "colour"), "top"] == "c1"
         assert rows.loc[(truth, "shape"), "top"] == "c3"
     assert set(table["score"]) == {"score", "score_published", "variance_explained", "random"}
     assert (table["low"] <= table["value"] + 1e-9).all()
-    assert len(table) == 6 * 4 * 3  # two features and their mean; nothing across features
+    assert len(table) == 7 * 4 * 3  # two features and their mean; nothing across features
     again = validation_table(*tables, images=N, draws=40, seed=0)
     pd.testing.assert_frame_equal(table, again)
 
@@ -111,6 +119,7 @@ def test_across_features() -> None:
         ablation_loss=np.nan,
         joint_loss=np.nan,
         margin_loss=np.nan,
+        decodability_in_words=np.nan,
         clip=np.nan,
         clip_shuffled=None,
     )
@@ -122,28 +131,38 @@ def test_across_features() -> None:
     assert abs(within["random"]) < 0.9
 
 
+CONFIRMED = [f"confirmed{end}" for end in VERDICTS]
+
+
 def test_the_carrier_is_confirmed_and_a_wrong_top_is_not(tables) -> None:
     scores, truths = tables
-    table = confirmed_table(scores, truths).set_index("feature")
-    assert table["confirmed_jointly"].all() and table["confirmed"].all()
-    assert (table["candidates"] == 1).all()
-    assert table["top"].to_dict() == {"colour": "c1", "shape": "c3"}
+    table = confirmed_table(scores, truths)
+    assert list(zip(table["feature"], table["by"], table["top"], strict=True)) == [
+        ("colour", "score", "c1"),
+        ("colour", "score_published", "c1"),
+        ("shape", "score", "c3"),
+        ("shape", "score_published", "c3"),
+    ]
+    assert table[CONFIRMED].all(axis=None)
+    assert (table[[f"candidates{end}" for end in VERDICTS]] == 1).all(axis=None)
     assert (table["components"] == C - 1).all()  # the constant one is no candidate
     wrong = scores.assign(score=(scores["component"] == 2).astype(float))
-    refused = confirmed_table(wrong, truths).set_index("feature")
+    both = confirmed_table(wrong, truths).set_index(["by", "feature"])
+    refused = both.loc["score"]
     assert refused["top"].tolist() == ["c2", "c2"]
-    assert not refused["confirmed_jointly"].any() and not refused["confirmed"].any()
+    assert not refused[CONFIRMED].any(axis=None)
     assert refused.loc["colour", "decodability_best"] == "c1"
     assert refused.loc["colour", "decodability_percentile"] == pytest.approx(3 / 4)
+    assert both.loc["score_published", CONFIRMED].all(axis=None)  # each score has its own first
 
 
-def test_a_truth_that_tells_nothing_apart_confirms_nothing(tables) -> None:
+@pytest.mark.parametrize("truth", CONFIRMING)
+def test_a_truth_that_tells_nothing_apart_confirms_nothing(tables, truth: str) -> None:
     scores, truths = tables
-    alone = confirmed_table(scores, truths.assign(ablation_loss=0.0))
-    assert alone["confirmed_jointly"].all() and not alone["confirmed"].any()
-    nothing = confirmed_table(scores, truths.assign(joint_loss=0.0))
-    assert not nothing["confirmed_jointly"].any()
-    assert (nothing["candidates"] == 0).all()
+    table = confirmed_table(scores, truths.assign(**{truth: 0.0}))
+    for end, pair in VERDICTS.items():
+        assert (table[f"confirmed{end}"] == (truth not in pair)).all()
+        assert (table[f"candidates{end}"] == (truth not in pair)).all()
 
 
 def test_a_feature_that_is_no_known_factor_is_left_out(tables) -> None:
@@ -151,7 +170,7 @@ def test_a_feature_that_is_no_known_factor_is_left_out(tables) -> None:
     unknown = truths.assign(
         ablation_loss=truths["ablation_loss"].where(truths["feature"] != "shape")
     )
-    assert confirmed_table(scores, unknown)["feature"].tolist() == ["colour"]
+    assert set(confirmed_table(scores, unknown)["feature"]) == {"colour"}
 
 
 def test_without_known_factors_there_is_an_empty_table(tables, tmp_path) -> None:

@@ -10,16 +10,25 @@ MADE = {"command": "make it", "date": "2026-01-02", "machine": "a machine", "run
 
 
 def confirmed() -> pd.DataFrame:
-    rows = [("clip", "colour", 1.0, True), ("deit", "colour", 0.6, False)]
-    columns = ["model", "feature", "joint_loss_percentile", "confirmed_jointly"]
-    table = pd.DataFrame(rows, columns=columns).assign(top="b1/head0", score=0.5)
+    rows = [
+        ("clip", "score", 1.0, True, False),
+        ("clip", "score_published", 1.0, True, True),
+        ("deit", "score", 0.6, False, False),
+        ("deit", "score_published", 0.6, False, True),
+    ]
+    columns = ["model", "by", "joint_loss_percentile", "confirmed_jointly", "confirmed_in_words"]
+    table = pd.DataFrame(rows, columns=columns).assign(feature="colour", top="b1/head0", score=0.5)
     table = table.assign(decodability_value=0.75, ablation_loss_value=0.0, joint_loss_value=0.2)
     return table.assign(
         decodability_percentile=1.0,
         ablation_loss_percentile=1.0,
+        decodability_in_words_value=0.05,
+        decodability_in_words_percentile=0.95,
         confirmed=False,
         components=20,
-        candidates=[1, 0],
+        candidates=0,
+        candidates_jointly=[1, 1, 0, 0],
+        candidates_in_words=2,
     )
 
 
@@ -58,12 +67,16 @@ def tables() -> dict[str, pd.DataFrame]:
 def test_good_and_bad_results_are_on_the_page() -> None:
     page = validation_page(tables(), MADE)
     assert "Made by `make it` on 2026-01-02 (a machine) from the run `try`: 123 images" in page
-    assert "texture and scene 0 of 2 are confirmed (all of them in no model)." in page
-    assert "By decodability and joint loss 1 of 2 are confirmed (all of them in clip)." in page
+    nothing, half, whole = "0 of 2 (no model)", "1 of 2 (clip)", "2 of 2 (clip, deit)"
+    assert f"| score | {nothing} | {half} | {nothing} |" in page
+    assert f"| score, published form | {nothing} | {half} | {whole} |" in page
+    assert f"| any component | {nothing} | {half} | {whole} |" in page
     first = "| clip | colour | `b1/head0` | 0.50 | 0.750 (1 of 20) | 0.000 (1 of 20) |"
-    assert f"{first} 0.200 (1 of 20) | 1 | **no** | yes |" in page
-    assert "there is one in 1 of 2." in page
-    assert "| 0.200 (9 of 20) | 0 | **no** | **no** |" in page
+    assert f"{first} 0.200 (1 of 20) | 0.050 (2 of 20) | **no** | yes | **no** |" in page
+    assert page.index(f"{first} 0.200 (1 of 20) | 0.050 (2 of 20) | **no** | yes | yes |") > (
+        page.index("### First by score, published form")
+    )
+    assert "| 0.200 (9 of 20) | 0.050 (2 of 20) | **no** | **no** | yes |" in page
     assert "| deit | decodability | between | 0.25 [-0.50, 0.50] | 0.00 [-0.50, 0.50] |" in page
     assert "| 0.25 [-0.50, 0.50] |  | 0.035 | 0.045 | 50.0% |" in page
     assert "| deit | ridge | chosen | 9 | 0.800 | 0.500 | 0.700 |" in page

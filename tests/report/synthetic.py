@@ -19,6 +19,7 @@ from pipeline_lib.artifacts import write_table
 from pipeline_lib.config import RunConfig, load_config
 from pipeline_lib.hierarchy import parts_of
 from pipeline_lib.roles import NO_ROLE
+from pipeline_lib.validation import CONFIRMING, NAMING, VERDICTS
 from pipeline_lib.world.factors import CLASSES, FACTORS, PLACES, sample_factors
 from pipeline_lib.world.render import render
 
@@ -372,11 +373,11 @@ def _write_known(run: Path) -> None:
             best = ids[-2 - place]
             measured = {"value": 0.8, "percentile": 1.0 - 0.1 * place, "median": 0.1, "best": best}
             row = {"feature": feature, "top": best, "score": 0.3, "components": len(ids)}
-            for name in ("decodability", "ablation_loss", "joint_loss"):
+            for name in CONFIRMING:
                 row |= {f"{name}_{key}": value for key, value in measured.items()}
-            confirmed.append(
-                base | row | {"confirmed": place == 0, "confirmed_jointly": False, "candidates": 1}
-            )
+            for end in VERDICTS:
+                row |= {f"confirmed{end}": place == 0 and not end, f"candidates{end}": 1}
+            confirmed += [base | row | {"by": by} for by in NAMING]
             where = {"depth": 0.9 - 0.2 * place, "depth_spread": 0.1, "carriers": 3}
             share = {"carriers_share": 3 / len(ids), "top": best, "top_score": 0.3}
             comparison.append(

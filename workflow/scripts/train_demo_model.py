@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def main() -> None:
     parser.add_argument("--pools", required=True, type=Path, help="folder of rendered images")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", default=1, type=int)
+    parser.add_argument("--seed", type=int, help="another seed than the recipe's")
     parser.add_argument("--log", type=Path, help="log file, beside the terminal")
     arguments = parser.parse_args()
     handlers: list[logging.Handler] = [logging.StreamHandler()]
@@ -27,8 +29,11 @@ def main() -> None:
     form = "%(asctime)s %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, handlers=handlers)
     torch.set_num_threads(arguments.threads)
+    recipe = recipe_of(arguments.name)
+    if arguments.seed is not None:
+        recipe = dataclasses.replace(recipe, seed=arguments.seed)
     train_demo_model(
-        recipe_of(arguments.name),
+        recipe,
         arguments.folder,
         arguments.pools,
         device=arguments.device,

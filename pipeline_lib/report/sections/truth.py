@@ -14,6 +14,7 @@ from pipeline_lib.report.words import percent, plural
 
 _TRUTHS = {
     "decodability": "read alone",
+    "decodability_in_words": "read in words",
     "ablation_loss": "accuracy lost",
     "joint_loss": "lost with others",
     "margin_loss": "margin lost",
@@ -53,7 +54,8 @@ def _validation(run: Run) -> Figure:
             "Rank correlation, over the components of a model, between a score and what is known "
             "of them, with its 95 % interval; mean over features.",
             "Read alone: R² of a linear reader of the known factor from the component, on "
-            "images not used in its fit. Accuracy or margin lost: by replacing the component by "
+            "images not used in its fit; in words: from what it says in the directions of the "
+            "feature’s words. Accuracy or margin lost: by replacing the component by "
             "its mean in front of a reader of the whole representation; with others: on average "
             "over random halves of the others replaced with it. As CLIP: Spearman "
             "correlation with the reference CLIP’s own ranking of the images.",
@@ -98,6 +100,7 @@ def _confirmed(run: Run) -> Listing:
         {
             "model": table["model"],
             "feature": table["feature"],
+            "by": [_SCORES[by] for by in table["by"]],
             "top": [Component(row.model, row.top) for row in table.itertuples()],
             "score": table["score"],
             "decodability": table["decodability_value"],
@@ -106,13 +109,17 @@ def _confirmed(run: Run) -> Listing:
             "ablation_place": table["ablation_loss_percentile"],
             "joint": table["joint_loss_value"],
             "joint_place": table["joint_loss_percentile"],
+            "words": table["decodability_in_words_value"],
+            "words_place": table["decodability_in_words_percentile"],
             "confirmed": ["yes" if value else "no" for value in table["confirmed"]],
             "jointly": ["yes" if value else "no" for value in table["confirmed_jointly"]],
+            "in_words": ["yes" if value else "no" for value in table["confirmed_in_words"]],
         }
     )
     fields = [
         Field("model", "model", number=False),
         Field("feature", "feature", number=False),
+        Field("by", "by", number=False),
         Field("top", "highest score", number=False),
         Field("score", "score", percent),
         Field("decodability", "read alone", percent),
@@ -121,22 +128,31 @@ def _confirmed(run: Run) -> Listing:
         Field("ablation_place", "place", percent),
         Field("joint", "lost with others", percent),
         Field("joint_place", "place", percent),
+        Field("words", "read in words", percent),
+        Field("words_place", "place", percent),
         Field("confirmed", "confirmed", number=False),
         Field("jointly", "with others", number=False),
+        Field("in_words", "in words", number=False),
     ]
-    yes, joint = (int(table[name].sum()) for name in ("confirmed", "confirmed_jointly"))
+    verdicts = ["confirmed", "confirmed_jointly", "confirmed_in_words"]
+    counts = table.groupby("by", sort=False)[verdicts].sum()
+    counted = "; ".join(
+        f"{', '.join(str(int(row[name])) for name in verdicts)} by the {_SCORES[by]}"
+        for by, row in counts.iterrows()
+    )
     return Listing(
         "confirmed",
         "Is the component that a score names first the right one?",
         Caption(
-            f"For each factor that is known of every image: the component with the highest score, "
-            f"and its place by the truths. {yes} of {len(table)} are confirmed: in the top tenth "
-            "by what is read alone and by the accuracy lost; "
-            f"{joint} where the loss with others is taken in its place.",
+            "For each factor that is known of every image: the component with the highest score, "
+            "and its place by the truths. Confirmed: in the top tenth by what is read alone and by "
+            "the accuracy lost; with others: by the loss with others in its place; in words: by "
+            f"that and what is read in words. Of {len(table) // len(counts)} there are {counted}.",
             "Read alone: R² of a linear reader of the factor from the component. Accuracy lost: by "
             "replacing it by its mean, which costs nothing where others carry the factor too; with "
-            "others: on average over random halves of the others replaced with it. Place: share of "
-            "the components that are not above it; the best is at 100 %.",
+            "others: on average over random halves of the others replaced with it. Read in words: "
+            "R² of a reader of what it says in the directions of the factor’s words. Place: share "
+            "of the components that are not above it; the best is at 100 %.",
             plural(int(table["components"].max()), "component") + " at most",
         ),
         fields,
