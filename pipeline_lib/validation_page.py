@@ -82,8 +82,7 @@ def _confirmed(table: pd.DataFrame) -> str:
         "Decodability is easier for a component of many coordinates, in whatever direction they "
         "say it: *decodability in words* reads the same few numbers of every component, what it "
         "says in the directions of the factor's words. `docs/scores.md` says in which order scores "
-        "and truths were tried, how the others do, and what came of these pairs in models and "
-        "images that none of them was chosen on.\n\n"
+        "and truths were tried, how the others do, and on which models nothing was chosen.\n\n"
         "How many are confirmed, and the models with all four. The last row counts the factors for "
         "which any component would be: no score could confirm more.\n\n"
     )
