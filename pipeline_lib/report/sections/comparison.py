@@ -105,9 +105,10 @@ def _counterparts(run: Run) -> Listing:
         "Which component of another model does the same?",
         Caption(
             f"For the best component of each feature in {first}: the component of every other "
-            "model whose contribution says most alike about the same images.",
-            "Correlation of what the mapped contributions say in the features’ texts; 1 is the "
-            "same. The table behind has every component of every model.",
+            "model whose contributions tell the same images apart most alike.",
+            "Linear centred kernel alignment of their contributions, before the maps: 1 for the "
+            "same geometry up to turning and scaling, near 0 by chance. The table behind has "
+            "every component of every model.",
             "the images of the scores",
             "The nearest one is named however far it is: read the number.",
         ),
