@@ -9,7 +9,7 @@ computing overlap, and never holds more than two.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +17,8 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
+from torch import get_num_threads
 
 from pipeline_lib.errors import DataError, close_matches
 from pipeline_lib.factors import Factors
@@ -24,7 +26,7 @@ from pipeline_lib.factors import Factors
 logger = logging.getLogger(__name__)
 
 #: Coordinates of one piece, in bytes; a pass holds two pieces.
-BATCH_BYTES = 128 * 2**20
+BATCH_BYTES = 32 * 2**20
 
 #: Pieces hold a multiple of so many images where they can: whole chunks of a store.
 CHUNK_ROWS = 64
@@ -144,6 +146,31 @@ def read_pass(
                 ahead = reader.submit(source.coordinates, pieces[number + 1])
             yield slice(start, start + len(piece)), values
             start += len(piece)
+
+
+def work_through(
+    source: ContributionSource,
+    index: Int[np.ndarray, " n"],
+    work: Callable[[slice, Float[np.ndarray, "b r"]], None],
+) -> None:
+    """Read and work on the pieces of `index` in as many threads as the process may use.
+
+    A product of matrices has one thread then: several that wait for each other within every small
+    product, while others decompress, take up to twice as long.
+
+    Parameters
+    ----------
+    source, index
+        As for `read_pass`.
+    work
+        Takes what `read_pass` yields, in any order and several at a time.
+    """
+    places, start = [], 0
+    for piece in batches(index, source.factors.columns):
+        places.append(slice(start, start + len(piece)))
+        start += len(piece)
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(get_num_threads()) as pool:
+        list(pool.map(lambda where: work(where, source.coordinates(index[where])), places))
 
 
 def mean_contributions(

@@ -19,7 +19,7 @@ from pipeline_lib.errors import DataError, close_matches
 from pipeline_lib.factors import Factors
 from pipeline_lib.mapped import each_mapped, mapped_representation
 from pipeline_lib.maps import Maps
-from pipeline_lib.passes import ContributionSource, read_pass
+from pipeline_lib.passes import ContributionSource, work_through
 from pipeline_lib.products import Products
 
 #: How components are ranked: by their score on the property, or by how far it exceeds their best
@@ -185,7 +185,8 @@ def take_sums(
         if each is None
         else np.empty((len(index), len(maps.bias)), dtype=np.float32)
     )
-    for where, coordinates in read_pass(source, index):
+
+    def work(where: slice, coordinates: Float[np.ndarray, "b r"]) -> None:
         if each is not None:
             mapped[where] = each.total(coordinates) + maps.bias.numpy()
         if visit is not None:
@@ -196,6 +197,8 @@ def take_sums(
             summed = member[feature] @ part.reshape(count, -1)
             for one, rows in zip(some, summed, strict=True):
                 products[feature, one][where] = rows.reshape(part.shape[1:])
+
+    work_through(source, index, work)
     return Sums(products, mapped)
 
 
@@ -225,14 +228,16 @@ class Visit:
         centre: Float[np.ndarray, " r"],
         count: int,
     ) -> None:
-        self._sets, self._factors, self._centre = list(sets), factors, centre
-        self._asked = [unit_rows(self._sum(one, probes)) for one in self._sets]
+        self._sets, self._centre = list(sets), centre
+        self._summed = [_Summed.of(one, factors) for one in self._sets]
+        self._asked = [unit_rows(one.total(probes - centre)) for one in self._summed]
         self._found = np.empty((len(sets), len(probes), count), dtype=np.float32)
 
     def add(self, where: slice, coordinates: Float[np.ndarray, "b r"]) -> None:
         """Compare the images at the places `where` with the probes."""
-        for one, asked, found in zip(self._sets, self._asked, self._found, strict=True):
-            rows = self._sum(one, coordinates)
+        beside = coordinates - self._centre
+        for summed, asked, found in zip(self._summed, self._asked, self._found, strict=True):
+            rows = summed.total(beside)
             length = np.sqrt(np.einsum("bd,bd->b", rows, rows))
             found[:, where] = asked @ rows.T / np.where(length > 0, length, 1.0)
 
@@ -240,26 +245,44 @@ class Visit:
         """Cosine of every probe with every image in one set."""
         return self._found[self._sets.index(one)]
 
-    def _sum(
-        self, one: tuple[int, ...], coordinates: Float[np.ndarray, "b r"]
-    ) -> Float[np.ndarray, "b d"]:
-        """Sum of the components of a set, less its mean."""
-        columns = self._factors.columns_of(one)
-        beside, start = coordinates[:, columns] - self._centre[columns], 0
-        rows = np.zeros((len(beside), self._factors.width), dtype=np.float32)
-        factored, bases = [], []
-        for component in one:
-            rank, basis = self._factors.ranks[component], self._factors.vectors[component]
-            part = beside[:, start : start + rank]
-            start += rank
-            if basis is None:
-                rows += part
-            else:
-                factored.append(part)
-                bases.append(basis)
-        if bases:  # one product of all is several times faster than one of each
-            rows += np.concatenate(factored, axis=1) @ np.concatenate(bases)
-        return rows
+
+@dataclass(frozen=True)
+class _Summed:
+    """The sum of a set of components, from coordinates.
+
+    Attributes
+    ----------
+    factored
+        Columns of the components that have a basis.
+    bases
+        Their bases, one below the other: one product of all is several times faster than one each.
+    whole
+        Columns of the components that are stored whole.
+    """
+
+    factored: list[slice]
+    bases: Float[np.ndarray, "f d"]
+    whole: list[slice]
+
+    @classmethod
+    def of(cls, components: Sequence[int], factors: Factors) -> _Summed:
+        """What a set needs of the bases."""
+        bases = {c: rows for c in components if (rows := factors.vectors[c]) is not None}
+        nothing = np.zeros((0, factors.width), dtype=np.float32)
+        return cls(
+            [factors.slices[c] for c in bases],
+            np.concatenate([nothing, *bases.values()]),
+            [factors.slices[c] for c in components if c not in bases],
+        )
+
+    def total(self, coordinates: Float[np.ndarray, "b r"]) -> Float[np.ndarray, "b d"]:
+        """Sum over the set for each image."""
+        nothing = coordinates[:, :0]
+        rows = np.concatenate([nothing, *(coordinates[:, s] for s in self.factored)], axis=1)
+        found = rows @ self.bases
+        for columns in self.whole:
+            found += coordinates[:, columns]
+        return found
 
 
 def contrast(

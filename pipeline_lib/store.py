@@ -13,6 +13,7 @@ What the arrays of a dump mean, and which images they belong to, is in `pipeline
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,10 @@ log = logging.getLogger(__name__)
 
 #: Raised by hand when the layout of stores changes; a store of another version is refused.
 LAYOUT_VERSION = 2
+
+#: Rows that Zarr reads at once, in bytes: larger buffers are mapped anew for every read, and
+#: clearing their pages takes as long as decompressing.
+BLOCK_BYTES = 16 * 2**20
 
 
 def shard_object(store: str | Path, kind: str, array: str, shard: int | str) -> str:
@@ -310,7 +315,9 @@ class Store:
             second = np.asarray(columns, dtype=np.int64)
             tail = (len(second), *array.shape[2:])
         values = np.empty((len(rows), *tail), dtype=np.float32)
-        for where, start, stop in _blocks(rows, array.chunks[0], self.shard_size):
+        row_bytes = array.dtype.itemsize * max(1, math.prod(array.shape[1:]))
+        longest = max(1, BLOCK_BYTES // row_bytes)
+        for where, start, stop in _blocks(rows, array.chunks[0], self.shard_size, longest):
             block = self._read_block(name, start, stop, second)
             inside = rows[where] - start
             values[where] = block if np.array_equal(inside, range(len(block))) else block[inside]
@@ -409,14 +416,18 @@ def _remove_shards(path: Path, kind: str, array: Array, count: int | None) -> No
 
 
 def _blocks(
-    rows: np.ndarray, chunk: int, shard_size: int
+    rows: np.ndarray, chunk: int, shard_size: int, longest: int
 ) -> list[tuple[Integer[np.ndarray, "m"], int, int]]:
-    """Runs of neighbouring chunks within one shard: positions in `rows`, first and last row."""
+    """Runs of neighbouring chunks within one shard: positions in `rows`, first and last row.
+
+    None is longer than `longest` rows, or one chunk where a chunk is.
+    """
     order = np.argsort(rows, kind="stable")
     chunks = rows[order] // chunk
     new_run = np.diff(chunks, prepend=-2) > 1
     new_shard = np.diff(rows[order] // shard_size, prepend=-1) > 0
-    starts = np.flatnonzero(new_run | new_shard)
+    new_part = np.diff(chunks // max(1, longest // chunk), prepend=-1) > 0
+    starts = np.flatnonzero(new_run | new_shard | new_part)
     blocks = []
     for where in np.split(order, starts[1:]) if rows.size else []:
         blocks.append((where, int(rows[where[0]]), int(rows[where[-1]]) + 1))

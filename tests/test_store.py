@@ -109,7 +109,11 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "world.zarr"
 
 
-def test_what_is_written_is_read_exactly_in_any_order(store: Path) -> None:
+@pytest.mark.parametrize("block", [1, 2**24], ids=["chunk by chunk", "at once"])
+def test_what_is_written_is_read_exactly_in_any_order(
+    store: Path, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_lib.store.BLOCK_BYTES", block)
     values = arrays()
     make(store, values)
     rows = np.array([22, 0, 9, 10, 10, 3])

@@ -102,6 +102,14 @@ def test_precision_by_hand() -> None:
     assert ranking(similarity, 3, leave_out=np.array([0, 3])).tolist() == [[2, 3, 1], [2, 1, 0]]
 
 
+def test_what_goes_wrong_in_a_piece_is_raised(dump: ArrayDump) -> None:
+    def work(where: slice, coordinates: np.ndarray) -> None:
+        raise ArtifactError("shard 3 is damaged")
+
+    with pytest.raises(ArtifactError, match="shard 3"):
+        passes.work_through(dump, np.arange(9), work)
+
+
 def test_equal_similarities_stay_in_their_order() -> None:
     rng = np.random.default_rng(0)
     values = rng.integers(0, 6, (20, 50)).astype(np.float32)
@@ -322,11 +330,13 @@ def test_neighbours_of_labels_by_their_texts() -> None:
     assert label_neighbours(pd.DataFrame({"label": ["x"]}), texts, np.array([0])) is None
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 def test_pieces_of_a_pass_do_not_change_the_result(
-    dump: ArrayDump, monkeypatch: pytest.MonkeyPatch
+    dump: ArrayDump, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = found_in(dump, CHOSEN)
     monkeypatch.setattr(passes.batches, "__defaults__", (1,))
+    monkeypatch.setattr(passes, "get_num_threads", lambda: threads)
     pieces = found_in(dump, CHOSEN)
     pd.testing.assert_frame_equal(whole.table, pieces.table)
     pd.testing.assert_frame_equal(whole.choices, pieces.choices)
