@@ -32,7 +32,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "manifest": 1,
     "features": 1,
     "contributions": 3,
-    "maps": 1,
+    "maps": 2,
     "scores": 8,
     "validation": 5,
     "comparison": 2,
@@ -41,7 +41,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "heatmaps": 1,
     "segmentation": 3,
     "spurious": 2,
-    "codes": 1,
+    "codes": 2,
     "report": 2,
 }
 
@@ -90,6 +90,15 @@ _ARROW = {
     "list<float>": pa.list_(pa.float32()),
     "list<string>": pa.list_(pa.string()),
 }
+
+
+def _interval(name: str) -> tuple[Column, Column]:
+    """Columns of the interval of a mean over images."""
+    return (
+        Column(f"{name}_low", "float64", "lower end of its 95 % interval over images"),
+        Column(f"{name}_high", "float64", "upper end"),
+    )
+
 
 _TABLES = (
     Table(
@@ -178,10 +187,13 @@ _TABLES = (
             Column("split", "string", "train or heldout"),
             Column("n", "int64", "images"),
             Column("cosine", "float64", "mean cosine to the target, -1 to 1"),
+            *_interval("cosine"),
             Column("recall_at_1", "float64", "share of images nearest to their own target"),
+            *_interval("recall_at_1"),
             Column(
                 "recall_at_5", "float64", "share of images with their own target in the first 5"
             ),
+            *_interval("recall_at_5"),
             Column("seconds", "float64", "wall time of the fit"),
         ),
     ),
@@ -644,6 +656,19 @@ _TABLES = (
             Column("category", "string", "category of the text in its pool"),
             Column("weight", "float64", "weight of the text's unit vector, above 0"),
             Column("explained", "float64", "share of the squared length explained so far, 0 to 1"),
+        ),
+    ),
+    Table(
+        "code_summary",
+        "How much of an image its first texts explain: means over the images of table codes.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("texts", "int64", "texts of an image, or fewer where its code ends before"),
+            Column("n", "int64", "images"),
+            Column("reaching", "float64", "share of the images whose code has so many texts"),
+            Column("explained", "float64", "mean share of the squared length explained, 0 to 1"),
+            *_interval("explained"),
         ),
     ),
     Table(

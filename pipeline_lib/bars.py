@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from pipeline_lib.intervals import mean_interval
+
 #: Factors that name what is in a picture, as in `validation_page`.
 MAIN = ("shape", "colour", "texture", "scene")
 #: Gain in precision, and in the worst group's accuracy, that a bar asks for.
@@ -41,7 +43,8 @@ def bars_section(tables: Mapping[str, pd.DataFrame], write: TableWriter) -> str:
     Parameters
     ----------
     tables
-        Any of the tables retrieval, segmentation, segmentation_images and spurious_summary.
+        Any of the tables retrieval, segmentation, segmentation_images, spurious_summary and
+        code_summary.
     write
         Writes a table from its head and its rows.
     """
@@ -59,6 +62,8 @@ def bars_section(tables: Mapping[str, pd.DataFrame], write: TableWriter) -> str:
     if "spurious_summary" in parts:
         bars += spurious_bars(parts["spurious_summary"])
         details += [_spurious(parts["spurious_summary"], write)]
+    if "code_summary" in parts:
+        details += [_codes(parts["code_summary"], write)]
     if not bars:
         return ""
     text = (
@@ -177,9 +182,9 @@ def mass_ratios(images: pd.DataFrame) -> pd.DataFrame:
 def spurious_bars(table: pd.DataFrame) -> list[Row]:
     """Rows of the removal of a cue: bar, what was measured, verdict."""
     worst, average = gains(table, "worst"), gains(table, "test")
-    low, high = _interval(worst["ablated"].to_numpy())
-    a_low, a_high = _interval(average["ablated"].to_numpy())
-    r_low, r_high = _interval(worst["random"].to_numpy())
+    low, high = mean_interval(worst["ablated"].to_numpy())
+    a_low, a_high = mean_interval(average["ablated"].to_numpy())
+    r_low, r_high = mean_interval(worst["random"].to_numpy())
     return [
         [
             f"spurious cue: worst group {100 * GAIN:.0f} points better on average over models",
@@ -204,13 +209,6 @@ def gains(table: pd.DataFrame, group: str, column: str = "gain") -> pd.DataFrame
     """Gain of a group's accuracy: model by method."""
     rows = table[table["group"] == group]
     return rows.pivot_table(index="model", columns="method", values=column, sort=False)
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Interval of a mean over models, by drawing models."""
-    drawn = values[np.random.default_rng(0).integers(0, len(values), (_DRAWS, len(values)))]
-    low, high = np.quantile(drawn.mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _points(value: float) -> str:
@@ -309,3 +307,23 @@ def _spurious(table: pd.DataFrame, write: TableWriter) -> str:
     )
     head = ["model", "components", "worst group", "gain", "average", *methods]
     return text + write(head, rows)
+
+
+def _codes(table: pd.DataFrame, write: TableWriter) -> str:
+    rows = []
+    for model, part in table.groupby("model", sort=False):
+        steps = part.sort_values("texts").to_dict("records")
+        cells = [
+            f"{step['explained']:.3f} [{step['explained_low']:.3f}, {step['explained_high']:.3f}]"
+            for step in steps
+        ]
+        rows.append([model, steps[-1]["n"], *cells, f"{steps[-1]['reaching']:.2f}"])
+    most = int(table["texts"].max())
+    counts = ["1 text", *(f"{count} texts" for count in range(2, most + 1))]
+    text = (
+        "### Sparse concept codes\n\n"
+        "Share of the squared length of an image's mapped representation, less its mean over "
+        "images, that its first texts explain: mean over all images (a code ends where the next "
+        "text would add less than 1 %), and the share of images whose code has all of them.\n\n"
+    )
+    return text + write(["model", "images", *counts, f"with all {most}"], rows)

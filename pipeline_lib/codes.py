@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline_lib.errors import DataError
+from pipeline_lib.intervals import mean_interval
 from pipeline_lib.mapped import mapped_representation
 from pipeline_lib.maps import Maps
 from pipeline_lib.passes import ContributionSource
@@ -213,6 +214,20 @@ def code_images(
         }
     )
     return codes, table
+
+
+def code_summary(codes: Codes) -> pd.DataFrame:
+    """Rows of table `code_summary`, without model and data set: one for each number of texts."""
+    rows = []
+    for place, explained in enumerate(codes.explained.astype(float).T):
+        low, high = mean_interval(explained)
+        reaching = float((codes.chosen[:, place] >= 0).mean())
+        rows.append(
+            {"texts": place + 1, "n": len(explained), "reaching": reaching}
+            | {"explained": float(explained.mean())}
+            | {"explained_low": low, "explained_high": high}
+        )
+    return pd.DataFrame(rows)
 
 
 def carriers(

@@ -26,6 +26,7 @@ from torch import Tensor
 from pipeline_lib.artifacts import atomic_path
 from pipeline_lib.coordinates import Source
 from pipeline_lib.errors import ArtifactError, DataError
+from pipeline_lib.intervals import mean_interval
 
 #: Number of the file format of saved maps.
 FORMAT = 1
@@ -207,14 +208,19 @@ def unit(vectors: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
 
 
 def agreement(images: Float[Tensor, "m e"], targets: Float[Tensor, "m e"]) -> dict[str, Any]:
-    """Columns n, cosine and recall of table `map_metrics`, from unit vectors."""
+    """Columns n, cosine and recall of table `map_metrics` with intervals, from unit vectors."""
     ranks = target_ranks(images, targets)
-    return {
-        "n": len(images),
-        "cosine": float((images * targets).sum(1).mean()),
-        "recall_at_1": float((ranks < 1).double().mean()),
-        "recall_at_5": float((ranks < 5).double().mean()),
+    measured = {
+        "cosine": (images * targets).sum(1),
+        "recall_at_1": ranks < 1,
+        "recall_at_5": ranks < 5,
     }
+    found: dict[str, Any] = {"n": len(images)}
+    for name, values in measured.items():
+        each = values.double().numpy()
+        low, high = mean_interval(each)
+        found |= {name: float(each.mean()), f"{name}_low": low, f"{name}_high": high}
+    return found
 
 
 def target_ranks(images: Float[Tensor, "m e"], targets: Float[Tensor, "m e"]) -> Tensor:

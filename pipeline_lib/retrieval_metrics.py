@@ -15,9 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from pipeline_lib.errors import DataError
-
-#: Resamplings of the queries for an interval.
-BOOTSTRAP = 1000
+from pipeline_lib.intervals import mean_interval
 
 
 def ranking(
@@ -89,14 +87,6 @@ def average_precisions(
     return found
 
 
-def interval(values: Float[np.ndarray, " q"], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a mean over queries, by bootstrap."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (BOOTSTRAP, len(values)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
 @dataclass(frozen=True)
 class Found:
     """What one method found for some queries, over its draws.
@@ -154,7 +144,7 @@ def metric_rows(
     rows = []
     for k in ks:
         values = np.mean([precisions(ranks, relevant, k) for ranks in found.ranks], axis=0)
-        low, high = interval(values)
+        low, high = mean_interval(values)
         rows.append(
             dict(zip(("query", "feature", "measured", "method"), key, strict=True))
             | {"components": found.components, "k": k, "precision": float(values.mean())}
@@ -174,7 +164,7 @@ def chance_rows(
     """What a random order of the images gives, at any `k`."""
     hits = relevant.sum(axis=1) - without_probe
     shares = hits / (relevant.shape[1] - without_probe)
-    low, high = interval(shares)
+    low, high = mean_interval(shares)
     return [
         dict(zip(("query", "feature", "measured", "method"), (*key, "chance"), strict=True))
         | {"components": 0, "k": k, "precision": float(shares.mean()), "low": low, "high": high}

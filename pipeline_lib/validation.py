@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from pipeline_lib.artifacts import TABLES
+from pipeline_lib.intervals import mean_interval
 from pipeline_lib.truths import ranks
 
 #: Scores that are held against the truths; `random` deals out the default score at random.
@@ -143,7 +144,7 @@ def validation_table(
                 each_row = zip(found, known, strict=True)
                 over["features"] = [spearman(*pair).mean() for pair in each_row]
             for across, values in over.items():
-                low, high = _mean_interval(np.array(values), draws, seed)
+                low, high = mean_interval(np.array(values), draws=draws, seed=seed)
                 mean = float(np.mean(values))
                 rows.append((truth, across, "", column, mean, low, high, np.nan, ""))
     columns = ["truth", "across", "feature", "score", "value", "low", "high", "percentile", "top"]
@@ -172,16 +173,6 @@ def _scores(
     ).loc[kept, list(features)]
     found = wide.to_numpy()
     return np.random.default_rng(seed).permuted(found, axis=0) if dealt else found
-
-
-def _mean_interval(
-    values: Float[np.ndarray, " c"], draws: int, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Interval of the mean by drawing from the values."""
-    generator = np.random.default_rng(seed)
-    drawn = values[generator.integers(0, len(values), (draws, len(values)))].mean(axis=1)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def confirmed_table(scores: pd.DataFrame, truths: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ Every number stands in a table of the run; nothing is left out for being bad.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,13 @@ from pipeline_lib.validation import CONFIRMING, DECILE, NAMING, SCORES, VERDICTS
 #: Factors that name what is in a picture; the others name where, how large and how many.
 MAIN = ("colour", "shape", "texture", "scene")
 #: Tables of applications that have bars.
-APPLICATIONS = ("retrieval", "segmentation", "segmentation_images", "spurious_summary")
+APPLICATIONS = (
+    "retrieval",
+    "segmentation",
+    "segmentation_images",
+    "spurious_summary",
+    "code_summary",
+)
 _NAMES = {
     "score": "score",
     "score_published": "score, published form",
@@ -143,6 +150,10 @@ def _interval(row: pd.Series) -> str:
     return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
+def _within(row: Mapping[str, Any], name: str) -> str:
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+
+
 def _by_factor(table: pd.DataFrame) -> str:
     chosen = table[(table["score"] == "score") & (table["across"] == "components")]
     chosen = chosen[(chosen["feature"] != "") & (chosen["truth"] != "clip_shuffled")]
@@ -196,12 +207,13 @@ def _control(table: pd.DataFrame, truths: pd.DataFrame) -> str:
 def _maps(table: pd.DataFrame) -> str:
     rows = [
         [row["model"], row["method"], "chosen" if row["chosen"] else "", row["n"]]
-        + [f"{row[name]:.3f}" for name in ("cosine", "recall_at_1", "recall_at_5")]
+        + [_within(row, name) for name in ("cosine", "recall_at_1", "recall_at_5")]
         for row in table[table["split"] == "heldout"].to_dict("records")
     ]
     text = (
         "## Maps to CLIP space\n\n"
-        "On the images held out of the fit. `docs/maps.md` has all methods with the truths.\n\n"
+        "On the images held out of the fit, with 95 % intervals over these. `docs/maps.md` has all "
+        "methods with the truths.\n\n"
     )
     head = ["model", "method", "", "images", "cosine", "recall@1", "recall@5"]
     return text + _table(head, rows)

@@ -41,7 +41,7 @@ _BESIDE = {
     "retrieval": {"retrieval_examples": "examples"},
     "segmentation": {"segmentation_examples": "examples"},
     "spurious": {"spurious_summary": "summary"},
-    "codes": {"code_carriers": "carriers"},
+    "codes": {"code_summary": "summary", "code_carriers": "carriers"},
 }
 
 

@@ -9,7 +9,15 @@ import torch
 from planted import COLOURS, SCENES, SHAPES, WIDTH, ArrayDump, value_directions
 from scipy.optimize import nnls
 
-from pipeline_lib.codes import CARRIER_COLUMNS, Dictionary, carriers, code_images, encode
+from pipeline_lib.codes import (
+    CARRIER_COLUMNS,
+    Codes,
+    Dictionary,
+    carriers,
+    code_images,
+    code_summary,
+    encode,
+)
 from pipeline_lib.errors import DataError
 from pipeline_lib.factors import Factors
 from pipeline_lib.mapped import mapped_representation
@@ -87,6 +95,17 @@ def test_an_image_is_written_as_what_it_shows_and_its_carriers_are_named(
         assert row.share > 0.5
     every = carriers(dump, maps, dictionary, codes, index, reference, [0], count=99)
     assert every.groupby("rank")["share"].sum().to_numpy() == pytest.approx(1.0)
+
+
+def test_the_summary_is_over_all_images_also_those_whose_code_ended() -> None:
+    chosen = np.array([[4, 2], [1, -1], [-1, -1], [3, 0]])
+    explained = np.array([[0.5, 0.75], [0.5, 0.5], [0.0, 0.0], [0.2, 0.35]])
+    table = code_summary(Codes(chosen, np.ones((4, 2)), explained))
+    assert table["texts"].tolist() == [1, 2] and table["n"].tolist() == [4, 4]
+    assert table["reaching"].tolist() == [0.75, 0.5]
+    assert table["explained"].to_numpy() == pytest.approx([0.3, 0.4])
+    inside = table["explained"].between(table["explained_low"], table["explained_high"])
+    assert inside.all() and (table["explained_low"] > 0).all()
 
 
 def test_coordinates_give_the_same_representation_as_contributions(dump: ArrayDump) -> None:

@@ -22,12 +22,12 @@ from sklearn.metrics import average_precision_score
 
 import pipeline_lib.passes as passes
 from pipeline_lib.errors import ArtifactError, DataError
+from pipeline_lib.intervals import mean_interval
 from pipeline_lib.maps import Maps, identity_maps
 from pipeline_lib.retrieval import Asked, Retrieved, retrieve
 from pipeline_lib.retrieval_metrics import (
     Found,
     average_precisions,
-    interval,
     metric_rows,
     precisions,
     ranking,
@@ -137,7 +137,7 @@ def test_rows_hold_the_mean_over_draws_its_interval_and_leave_the_probe_out() ->
     row = metric_rows(("image", "a", "b", "m"), Found(draws, 3, probes), relevant, (5,))[0]
     values = [precisions(ranking(d, 5, leave_out=probes), relevant, 5) for d in draws]
     assert row["precision"] == pytest.approx(np.mean(values))
-    assert (row["low"], row["high"]) == interval(np.mean(values, axis=0))
+    assert (row["low"], row["high"]) == mean_interval(np.mean(values, axis=0))
     assert row["low"] < row["precision"] < row["high"]
     others = [np.delete(d[i], i) for d in draws for i in range(8)]
     truths = [np.delete(relevant[i], i) for _ in draws for i in range(8)]

@@ -55,7 +55,12 @@ def tables() -> dict[str, pd.DataFrame]:
         "validation": validation(),
         "truth": pd.DataFrame(shuffled),
         "map_metrics": pd.DataFrame([metrics]).assign(
-            cosine=0.8, recall_at_1=0.5, recall_at_5=0.7, seconds=1.0
+            cosine=0.8,
+            recall_at_1=0.5,
+            recall_at_5=0.7,
+            seconds=1.0,
+            **dict.fromkeys(("cosine_low", "recall_at_1_low", "recall_at_5_low"), 0.25),
+            **dict.fromkeys(("cosine_high", "recall_at_1_high", "recall_at_5_high"), 0.875),
         ),
         "labels": pd.DataFrame([label, label | {"component": 1, "strength": 0.0}]),
         "reconstruction": pd.DataFrame(rebuilt, columns=["directions", "texts", "accuracy"]).assign(
@@ -79,7 +84,7 @@ def test_good_and_bad_results_are_on_the_page() -> None:
     assert "| 0.200 (9 of 20) | 0.050 (2 of 20) | **no** | **no** | yes |" in page
     assert "| deit | decodability | between | 0.25 [-0.50, 0.50] | 0.00 [-0.50, 0.50] |" in page
     assert "| 0.25 [-0.50, 0.50] |  | 0.035 | 0.045 | 50.0% |" in page
-    assert "| deit | ridge | chosen | 9 | 0.800 | 0.500 | 0.700 |" in page
+    assert "| deit | ridge | chosen | 9 | 0.800 [0.250, 0.875] | 0.500 [0.250, 0.875] |" in page
     assert "| deit | 2 | 1.0 | 0.40 | 0.30 | 0.20 | 0.60 |" in page
     assert "| deit | heads | texts | 0.700 | 0.900 |" in page
 

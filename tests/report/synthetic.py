@@ -226,6 +226,8 @@ def _write_maps(run: Path, model: str, rng: np.random.Generator) -> None:
             )
     names = ["model", "dataset", "method", "chosen", "split", "n", "cosine"]
     table = pd.DataFrame(rows, columns=[*names, "recall_at_1", "recall_at_5", "seconds"])
+    for name in ("cosine", "recall_at_1", "recall_at_5"):
+        table[f"{name}_low"], table[f"{name}_high"] = table[name] - 0.02, table[name] + 0.02
     write_table("map_metrics", table, run / "maps" / f"{model}.metrics.parquet", PROVENANCE)
 
 
@@ -614,6 +616,12 @@ def _write_codes(
                 carriers.append(row | own | {"share": 0.6 - 0.2 * order})
     folder = run / "applications" / "codes" / model
     write_table("codes", pd.DataFrame(codes), folder / "world.parquet", PROVENANCE)
+    shares = [{"texts": 1 + rank, "explained": 0.3 + 0.1 * rank} for rank in range(len(FEATURES))]
+    summary = pd.DataFrame(shares).assign(**base, n=8, reaching=1.0)
+    summary = summary.assign(
+        explained_low=summary["explained"] - 0.02, explained_high=summary["explained"] + 0.02
+    )
+    write_table("code_summary", summary, folder / "world.summary.parquet", PROVENANCE)
     table = pd.DataFrame(carriers)
     write_table("code_carriers", table, folder / "world.carriers.parquet", PROVENANCE)
 

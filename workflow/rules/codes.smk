@@ -1,6 +1,6 @@
 # Codes: images as short lists of texts, and the components that carry each text. Reads the dump of
 # one model on one data set, its maps and the text embeddings of its CLIP space; writes
-# applications/codes/{model}/{dataset}.parquet and .carriers.parquet.
+# applications/codes/{model}/{dataset}.parquet, .summary.parquet and .carriers.parquet.
 
 
 rule codes:
@@ -11,6 +11,7 @@ rule codes:
         texts=lambda wildcards: texts_of(space_of(wildcards.model)),
     output:
         table=f"{RESULTS}/applications/codes/{{model}}/{{dataset}}.parquet",
+        summary=f"{RESULTS}/applications/codes/{{model}}/{{dataset}}.summary.parquet",
         carriers=f"{RESULTS}/applications/codes/{{model}}/{{dataset}}.carriers.parquet",
     params:
         version=STAGE_VERSIONS["codes"],

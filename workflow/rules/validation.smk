@@ -49,6 +49,7 @@ def page_tables():
         "segmentation": application_tables("segmentation"),
         "segmentation_images": beside_tables("segmentation", "images"),
         "spurious_summary": beside_tables("spurious", "summary"),
+        "code_summary": beside_tables("codes", "summary"),
     }
 
 

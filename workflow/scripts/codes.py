@@ -4,7 +4,7 @@ import numpy as np
 from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_table, write_table
-from pipeline_lib.codes import Dictionary, carriers, code_images
+from pipeline_lib.codes import Dictionary, carriers, code_images, code_summary
 from pipeline_lib.dumps import open_dump
 from pipeline_lib.maps import load_maps
 from pipeline_lib.passes import images_of_split
@@ -27,4 +27,5 @@ with job(snakemake) as config:
     opened = carriers(*of, shown, count=asked.carriers)
     facts = {"asked": asked.model_dump(), "seed": config.seed}
     write_table("codes", table.assign(**names), made.table, facts)
+    write_table("code_summary", code_summary(codes).assign(**names), made.summary, facts)
     write_table("code_carriers", opened.assign(**names), made.carriers, facts)

@@ -81,22 +81,18 @@ def _parts(model: str, carriers: pd.DataFrame, rank: int) -> list[tuple[Componen
 
 
 def _explained(run: Run) -> Figure:
-    table = run["codes"]
-    medians = table.groupby(["model", "rank"], sort=False)["explained"]
-    data = medians.agg(["median", "count"]).reset_index()
+    data = run["code_summary"]
     names = run.models_in(data)
     asked = run.config["applications"]["codes"]
 
     def draw(axes: Axes) -> None:
         for place, name in enumerate(names):
             part = data[data["model"] == name]
-            axes.plot(
-                part["rank"] + 1,
-                part["median"],
-                color=series_colour(place),
-                linestyle=LINES[place % len(LINES)],
-                label=name,
-            )
+            tone = series_colour(place)
+            line = LINES[place % len(LINES)]
+            axes.plot(part["texts"], part["explained"], color=tone, linestyle=line, label=name)
+            low, high = part["explained_low"], part["explained_high"]
+            axes.fill_between(part["texts"], low, high, color=tone, alpha=0.2, linewidth=0)
         axes.set_ylim(0, 1)
         axes.set_xlabel("texts of the image")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -109,14 +105,14 @@ def _explained(run: Run) -> Figure:
         "How much of an image its texts explain",
         Caption(
             "Share of the squared length of an image’s mapped representation that its first texts "
-            "explain: median over images.",
-            "Over the images whose code has so many texts; a code ends where the next text would "
-            "add less than 1\u202f%.",
-            f"{plural(table['image_id'].nunique(), 'image')} of {asked['dataset']} "
+            "explain: mean over images, with 95\u202f% intervals.",
+            "Over all images: a code ends where the next text would add less than 1\u202f%, and "
+            "then explains no more.",
+            f"{plural(int(data['n'].max()), 'image')} of {asked['dataset']} "
             f"({images_of(asked['split'])})",
         ),
         [draw_panel(draw, "", 4.6, 3.0)],
         data,
-        run.files["codes"],
+        run.files["code_summary"],
         columns=1,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from pipeline_lib.report.blocks import Block, Caption, Field, Figure, Listing, Section
+from pipeline_lib.report.blocks import Block, Caption, Field, Figure, Listing, Panel, Section
 from pipeline_lib.report.charts import dot_rows
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.style import colour, draw_panel
@@ -205,18 +206,29 @@ def maps_section(run: Run) -> Section:
 def _cosines(run: Run) -> Figure:
     table = run["map_metrics"]
     held = table[table["split"] == "heldout"]
-    wide = held.pivot_table(index="model", columns="method", values="cosine", sort=False)
-    recall = held.pivot_table(index="model", columns="method", values="recall_at_1", sort=False)
-    rows = [str(name) for name in wide.index]
-    height = 1.0 + 0.3 * len(rows)
-    series = {str(name): wide[name].tolist() for name in wide}
-    found = {str(name): recall[name].tolist() for name in recall}
+    wide = {
+        name: held.pivot_table(index="model", columns="method", values=name, sort=False)
+        for measure in ("cosine", "recall_at_1")
+        for name in (measure, f"{measure}_low", f"{measure}_high")
+    }
+    rows = [str(name) for name in wide["cosine"].index]
+    methods = list(wide["cosine"])
+    height = 1.0 + 0.15 * (1 + len(methods)) * len(rows)
+
+    def draw(measure: str, label: str, **options: Any) -> Panel:
+        values = {str(name): wide[measure][name].tolist() for name in methods}
+        ranges = {
+            str(name): (wide[f"{measure}_low"][name], wide[f"{measure}_high"][name])
+            for name in methods
+        }
+        return draw_panel(dot_rows(rows, values, label, ranges=ranges, **options), "", 4.3, height)
+
     return Figure(
         "map-quality",
         "Held-out quality of the maps",
         Caption(
             "Mean cosine between the mapped representation and its target, and the share of images "
-            "that are nearest to their own target.",
+            "that are nearest to their own target; lines are 95\u202f% intervals over images.",
             f"Fitted on one part of the images of {held['dataset'].iloc[0]}, measured on the rest; "
             "each method on the same split.",
             plural(int(held["n"].max()), "held-out image"),
@@ -224,18 +236,8 @@ def _cosines(run: Run) -> Figure:
             "test.",
         ),
         [
-            draw_panel(
-                dot_rows(rows, series, "mean cosine", share=False, limits=(None, 1.0)),
-                "",
-                4.3,
-                height,
-            ),
-            draw_panel(
-                dot_rows(rows, found, "nearest to its own target", limits=(0.0, 1.0)),
-                "",
-                4.3,
-                height,
-            ),
+            draw("cosine", "mean cosine", share=False, limits=(None, 1.0)),
+            draw("recall_at_1", "nearest to its own target", limits=(0.0, 1.0)),
         ],
         held,
         run.files["map_metrics"],
