@@ -112,32 +112,18 @@ def scaling(asked: argparse.Namespace, folder: Path) -> list[str]:
     return [f"| {one:.1f} s | {two:.1f} s | {ratio:.2f} |"]
 
 
-TINY = {
-    "run": "tiny",
-    "datasets": {"photos": {"source": "folder", "path": "photos"}},
-    "models": {
-        "vit": {
-            "id": "timm:vit_tiny_patch16_224",
-            "kwargs": {
-                "pretrained": False, "img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2,
-                "num_classes": 4,
-            },
-        }
-    },
-    "contributions": {"datasets": ["photos"], "shard_size": 1},
-}  # fmt: skip
-
-
 def overhead(folder: Path) -> list[str]:
     """Seconds of a dump job of one image with a tiny model, one job at a time: all is overhead."""
-    times = {}
+    times, here = {}, Path(__file__).parent
+    tiny = yaml.safe_load((here / "tiny.yaml").read_text("utf-8"))
+    tiny["contributions"]["shard_size"] = 1
     for count in (2, 12):
         place = folder / f"jobs-{count}"
         (place / "photos" / "class").mkdir(parents=True)
         photographs(place / "photos" / "class", count, 32)
-        (place / "config.yaml").write_text(yaml.safe_dump(TINY))
-        _snakemake(place, "results/tiny/contributions/vit.bases.json")
-        _snakemake(place, "results/tiny/manifest/photos/images.parquet")
+        (place / "config.yaml").write_text(yaml.safe_dump(tiny))
+        _snakemake(place, "results/own/contributions/vit.bases.json")
+        _snakemake(place, "results/own/manifest/photos/images.parquet")
         began = time.perf_counter()
         _snakemake(place, "dumps")
         times[count] = time.perf_counter() - began

@@ -45,13 +45,15 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """A time span for a reader.
+    """A time span for a reader; below ten seconds with one decimal.
 
-    >>> duration(75), duration(4), duration(3 * 3600 + 120)
-    ('1 min 15 s', '4 s', '3 h 2 min')
+    >>> duration(0.25), duration(15.2), duration(75), duration(3 * 3600 + 120)
+    ('0.2 s', '15 s', '1 min 15 s', '3 h 2 min')
     """
     if seconds == float("inf"):
         return "unknown"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -111,20 +111,7 @@ def photograph(path: Path, seed: int) -> None:
     Image.fromarray(noise).save(path)
 
 
-SMALL = {
-    "run": "own",
-    "datasets": {"photos": {"source": "folder", "path": "photos"}},
-    "models": {
-        "vit": {
-            "id": "timm:vit_tiny_patch16_224",
-            "kwargs": {
-                "pretrained": False, "img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 1,
-                "num_heads": 2, "num_classes": 4,
-            },
-        }
-    },
-    "contributions": {"datasets": ["photos"], "shard_size": 4, "batch_size": 4},
-}  # fmt: skip
+SMALL = yaml.safe_load((ROOT / "benchmarks" / "tiny.yaml").read_text("utf-8"))
 
 
 def own_run(folder: Path, count: int = 10, shard_size: int = 4) -> Path:

@@ -97,11 +97,11 @@ def test_progress_leaves_the_first_batch_out(
             shown.log(done)
     assert caplog.messages == [
         "10 of 100 images on cpu",
-        "30 of 100 images on cpu, 10.0 images/s, 7 s left",
-        "60 of 100 images on cpu, 5.0 images/s, 8 s left",
+        "30 of 100 images on cpu, 10.0 images/s, 7.0 s left",
+        "60 of 100 images on cpu, 5.0 images/s, 8.0 s left",
     ]
 
 
 def test_durations_are_readable() -> None:
-    spans = [duration(s) for s in (4.4, 75, 3 * 3600 + 120, float("inf"))]
-    assert spans == ["4 s", "1 min 15 s", "3 h 2 min", "unknown"]
+    spans = [duration(s) for s in (4.4, 9.96, 59.6, 75, 3 * 3600 + 120, float("inf"))]
+    assert spans == ["4.4 s", "10 s", "1 min 0 s", "1 min 15 s", "3 h 2 min", "unknown"]

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+from pipeline_lib.progress import duration as span
+
 ABSENT = "–"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NARROW = "\u202f"
@@ -84,19 +86,8 @@ def power_of_ten(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span in the unit that fits it.
-
-    >>> duration(75)
-    '1 min 15 s'
-    """
-    if is_absent(seconds):
-        return ABSENT
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    """A time span, as everywhere; a dash where there is none."""
+    return ABSENT if is_absent(seconds) else span(seconds)
 
 
 def size(count: float) -> str:

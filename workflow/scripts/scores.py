@@ -1,20 +1,20 @@
 """Scores, labels, roles and truths of one model's components on one data set (rule scores)."""
 
 import numpy as np
+from _described import Pool, write_described
 from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.dumps import open_dump, open_features
-from pipeline_lib.features import concept_embeddings, embeddings_of
-from pipeline_lib.hierarchy import coarse_parts, describe, hierarchy_table, part_moments
+from pipeline_lib.features import concept_embeddings
+from pipeline_lib.hierarchy import Part, part_moments
 from pipeline_lib.maps import load_maps, without_test
 from pipeline_lib.nonnegative import label_by
 from pipeline_lib.reconstruction import bounds, reconstruction_table
-from pipeline_lib.roles import role_table
-from pipeline_lib.scores import moments, score_components, with_components
+from pipeline_lib.scores import Moments, moments, score_components, with_components
 from pipeline_lib.significance import add_statistics, bootstrap_strengths
 from pipeline_lib.streamed import stored_coordinates
-from pipeline_lib.textspan import label_components, label_table, random_pool
+from pipeline_lib.textspan import label_components, random_pool
 from pipeline_lib.truths import Factors, truth_table
 
 with job(snakemake) as config:
@@ -39,29 +39,19 @@ with job(snakemake) as config:
     scores = with_components(scores, dump.components).assign(**names)
     write_table("scores", scores, snakemake.output.scores, facts)
 
-    pool = texts[texts["use"] == "pool"]
-    embeddings, categories = embeddings_of(texts, "pool"), pool["feature"].tolist()
-    vectors = random_pool(*embeddings.shape, seed=seed)
-    most = min(steps[-1], len(pool))
+    pool = Pool.of(texts)
+    vectors = random_pool(*pool.embeddings.shape, seed=seed)
+    most = min(steps[-1], len(pool.words))
     random = label_components(found, vectors, count=most, min_gain=0.0)
-    chosen = label_by(snakemake.params.method, encoded, found, embeddings, count=count)
-    words, known = pool["text"].tolist(), dump.components
-    interval = bootstrap_strengths(encoded, found, draws=draws, seed=seed)
-    labels = label_table(
-        found, chosen, words, categories, known, random=random, heldout=fresh, interval=interval
-    ).assign(**names)
-    write_table("labels", labels, snakemake.output.labels, facts)
-    roles = role_table(labels, found, categories, draws=draws, seed=seed)
-    write_table("roles", roles.assign(**names), snakemake.output.roles, facts)
+    chosen = label_by(snakemake.params.method, encoded, found, pool.embeddings, count=count)
 
-    coarse = coarse_parts(dump.components)
-    summed = part_moments(encoded, found, coarse)
-    parts = describe(summed, found, dump.components, embeddings, chosen, count=count)
-    others = None
-    if other is not None and fresh is not None:
-        others = {"components": fresh, "parts": part_moments(other, fresh, coarse)}
-    hierarchy = hierarchy_table(parts, words, categories, others).assign(**names)
-    write_table("hierarchy", hierarchy, snakemake.output.hierarchy, facts)
+    def of_parts(parts: list[Part]) -> tuple[Moments, Moments | None]:
+        held = None if fresh is None else part_moments(other, fresh, parts)
+        return part_moments(encoded, found, parts), held
+
+    interval = bootstrap_strengths(encoded, found, draws=draws, seed=seed)
+    beside = {"random": random, "heldout": fresh, "interval": interval}
+    write_described(snakemake, dump.components, pool, found, chosen, of_parts, facts, **beside)
 
     images = dump.manifest.iloc[positions]
     factors = Factors.of(images, [name for name in features if name in images])
@@ -77,7 +67,7 @@ with job(snakemake) as config:
     write_table("truth", truth, snakemake.output.truth, facts | asked)
 
     kinds = dump.components["kind"]
-    longer = label_components(found, embeddings, count=most, min_gain=0.0)
+    longer = label_components(found, pool.embeddings, count=most, min_gain=0.0)
     directions = {
         name: [label.directions for label in each]
         for name, each in {"texts": longer, "random": random}.items()

@@ -1,18 +1,18 @@
 """Scores, labels, roles and hierarchy of one model from moments (rule scores_of_moments)."""
 
 import numpy as np
+from _described import Pool, write_described
 from _job import job
 
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.factors import load_factors
-from pipeline_lib.features import concept_embeddings, embeddings_of
-from pipeline_lib.hierarchy import coarse_parts, describe, hierarchy_table
+from pipeline_lib.features import concept_embeddings
+from pipeline_lib.hierarchy import Part
 from pipeline_lib.maps import load_maps
-from pipeline_lib.roles import role_table
-from pipeline_lib.scores import score_components, with_components
+from pipeline_lib.scores import Moments, score_components, with_components
 from pipeline_lib.significance import add_chance, add_margins
 from pipeline_lib.streamed import load_moments
-from pipeline_lib.textspan import label_components, label_table, random_pool
+from pipeline_lib.textspan import label_components, random_pool
 
 with job(snakemake):
     names = {"model": snakemake.wildcards.model, "dataset": snakemake.wildcards.dataset}
@@ -30,24 +30,14 @@ with job(snakemake):
     scores = add_margins(add_chance(scores, found, features, draws=draws, seed=seed))
     write_table("scores", with_components(scores, components).assign(**names), made.scores, facts)
 
-    pool = texts[texts["use"] == "pool"]
-    words, categories = pool["text"].tolist(), pool["feature"].tolist()
-    embeddings = embeddings_of(texts, "pool")
-    vectors = random_pool(*embeddings.shape, seed=seed)
+    pool = Pool.of(texts)
+    vectors = random_pool(*pool.embeddings.shape, seed=seed)
     random = label_components(found, vectors, count=count, min_gain=0.0)
-    chosen = label_components(found, embeddings, count=count, method=asked.method)
-    labels = label_table(
-        found, chosen, words, categories, components, random=random, heldout=fresh
-    ).assign(**names)
-    write_table("labels", labels, made.labels, facts)
-    roles = role_table(labels, found, categories, draws=draws, seed=seed)
-    write_table("roles", roles.assign(**names), made.roles, facts)
+    chosen = label_components(found, pool.embeddings, count=count, method=asked.method)
 
-    coarse = coarse_parts(components)
-    summed = groups["fit"].parts(factors, found, coarse)
-    parts = describe(summed, found, components, embeddings, chosen, count=count)
-    others = None
-    if fresh is not None:
-        others = {"components": fresh, "parts": groups["test"].parts(factors, fresh, coarse)}
-    hierarchy = hierarchy_table(parts, words, categories, others).assign(**names)
-    write_table("hierarchy", hierarchy, made.hierarchy, facts)
+    def of_parts(parts: list[Part]) -> tuple[Moments, Moments | None]:
+        held = None if fresh is None else groups["test"].parts(factors, fresh, parts)
+        return groups["fit"].parts(factors, found, parts), held
+
+    beside = {"random": random, "heldout": fresh}
+    write_described(snakemake, components, pool, found, chosen, of_parts, facts, **beside)
