@@ -50,9 +50,12 @@ def write_config(folder: Path, content: dict[str, Any]) -> Path:
 
 
 def snakemake(
-    folder: Path, *targets: str, before: Callable[[], None] | None = None
+    folder: Path, *targets: str, before: Callable[[], None] | None = None, **streams: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run plain `snakemake` on `folder/config.yaml`, with `folder` as working folder."""
+    """Run plain `snakemake` on `folder/config.yaml`, with `folder` as working folder.
+
+    What it writes is captured, or goes to the `streams` stdout and stderr.
+    """
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
     command += ["--configfile", "config.yaml", "--directory", str(folder), "--cores", "2"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -61,8 +64,8 @@ def snakemake(
         cwd=folder,
         env=environment,
         preexec_fn=before,
-        capture_output=True,
         text=True,
+        **(streams or {"capture_output": True}),
     )
 
 
