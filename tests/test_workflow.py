@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import textwrap
+import zipfile
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,12 @@ import pytest
 import yaml
 from running import ROOT, TINY, changed, plan, rules_of, snakemake, write_config
 
-from pipeline_lib.artifacts import read_table
+from pipeline_lib.artifacts import read_provenance, read_table
+from pipeline_lib.config import load_config
 from pipeline_lib.dumps import open_dump, open_features
 from pipeline_lib.maps import load_maps
+from pipeline_lib.report.collect import expected_figures, read_timings
+from pipeline_lib.report.provenance import run_facts
 
 DUMPS = {"contributions", "contributions_store", "image_features", "image_features_store"}
 
@@ -62,6 +69,52 @@ def test_every_job_left_a_log_and_a_benchmark_and_nothing_half_written(tiny: Pat
     }
     assert logs == timed and len(logs) > 30
     assert list(results.rglob("*.part")) == []
+
+
+def test_snakemakes_own_report_has_captions_and_categories(copied: Path) -> None:
+    done = snakemake(copied, "--report", "report.zip")
+    assert done.returncode == 0, done.stderr[-3000:]
+    with zipfile.ZipFile(copied / "report.zip") as archive:
+        page = archive.read("report/report.html").decode()
+        kept = {name.rpartition("/")[2] for name in archive.namelist()}
+    part = page[page.index('<script id="results">') :]
+    shown, _ = json.JSONDecoder().raw_decode(part[part.index("{") :])
+    figures = expected_figures(load_config(yaml.safe_load((copied / "config.yaml").read_text())))
+    wanted = {f"figures/{name}.svg": (name, stage) for name, stage in figures.items()}
+    wanted["index.html"] = ("page", "report")
+    assert set(shown) == {f"results/test/report/{path}" for path in wanted}
+    words = re.sub(r"\s+", " ", part)
+    for path, (name, stage) in wanted.items():
+        caption = (ROOT / "workflow" / "report" / f"{name}.rst").read_text("utf-8").split()
+        found = unescape(re.sub("<[^>]+>", "", shown[f"results/test/report/{path}"]["caption"]))
+        assert found.split() == caption, name
+        assert f'"{stage.capitalize()}": {{' in words
+        assert path.rpartition("/")[2] in kept
+
+
+def test_the_page_says_what_was_run_with_what(tiny: Path) -> None:
+    results = tiny / "results" / "test"
+    page = (results / "report" / "index.html").read_text("utf-8")
+    part = page[page.index('id="provenance"') :]
+    text = " ".join(unescape(re.sub("<[^>]+>", " ", part)).split())
+    config = load_config(yaml.safe_load((tiny / "config.yaml").read_text("utf-8")))
+    facts = run_facts(config)
+    assert f"configuration hash {facts['configuration hash']}" in text
+    assert facts["packages"] in text and f"Python {facts['Python']}" in text
+    assert re.search(r"git commit [0-9a-f]{40}", text)
+    assert re.search("device of the decomposition (cpu|cuda)", text)
+    assert "seed 0" in text
+    for key in config.model_dump():
+        assert f"{key}:" in text, key
+    for model in config.models:
+        known = json.loads((results / "contributions" / f"{model}.bases.json").read_text())
+        assert known["weight_hash"] in text
+        made = read_provenance(results / "contributions" / model / "world.components.parquet")
+        for fact in (made["readout"], *made["preprocessing"]):
+            assert " ".join(fact.split()) in text, fact
+    times = text[text.index("Time and memory") :]
+    for stage in read_timings(results / "benchmarks")["stage"].unique():
+        assert re.search(rf"\b{stage} \d+ [\d.]+ (s|min|h)", times), stage
 
 
 def test_nothing_is_left_to_do(tiny: Path) -> None:

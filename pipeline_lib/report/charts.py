@@ -226,7 +226,7 @@ def stacked_rows(
                         f"{value:.0f}",
                         ha="center",
                         va="center",
-                        fontsize=8,
+                        fontsize=8.5,
                         color=colour("ink") if name == rest else colour("surface"),
                     )
             left += width

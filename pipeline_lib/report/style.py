@@ -43,6 +43,8 @@ LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
 
 #: Inches to CSS pixels of the drawings.
 PIXELS_PER_INCH = 96
+#: Inches of the widest panel: on a phone it is shown 360 pixels wide, and its text must be legible.
+WIDEST = 4.2
 FONT = "DejaVu Sans"
 
 

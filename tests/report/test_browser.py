@@ -370,6 +370,52 @@ def test_a_phone_has_no_sideways_scroll(opened, page):
     assert card(opened).get_attribute("open") is None
 
 
+#: Texts too small to read, texts without contrast, and elements beyond the edges, where nothing
+#: scrolls. Colours are compared as they are painted; a text over a drawing is not judged.
+LOOK = """
+    const width = document.documentElement.clientWidth, small = [], pale = [], beyond = [];
+    const paint = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+    const rgba = (...colours) => {
+        paint.clearRect(0, 0, 1, 1);
+        colours.forEach(colour => { paint.fillStyle = colour; paint.fillRect(0, 0, 1, 1); });
+        return [...paint.getImageData(0, 0, 1, 1).data];
+    };
+    const light = colour => colour.slice(0, 3).map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    const above = element => element.parentElement
+        ? [...above(element.parentElement), element] : [element];
+    const name = e => `${(e.closest('[id]') || e).id}: ${e.textContent.trim().slice(0, 30)}`;
+    for (const e of document.querySelectorAll('body *')) {
+        const box = e.getBoundingClientRect(), style = getComputedStyle(e);
+        if (!box.width || !box.height || e.closest('.skip')) continue;
+        const line = above(e).slice(0, -1);
+        const held = line.some(parent => getComputedStyle(parent).overflowX !== 'visible');
+        if (!held && (box.left < -1 || box.right > width + 1)) beyond.push(name(e));
+        if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+        const drawn = e.closest('svg'), grid = drawn && e.getScreenCTM();
+        const size = parseFloat(style.fontSize) * (grid ? Math.hypot(grid.a, grid.b) : 1);
+        if (size < 10) small.push(`${size.toFixed(1)} px ${name(e)}`);
+        if (drawn) continue;
+        const behind = above(e).map(parent => getComputedStyle(parent).backgroundColor);
+        const [one, two] = [light(rgba(...behind)), light(rgba(...behind, style.color))];
+        const contrast = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+        if (contrast < 4.5 && !e.matches('.mark')) pale.push(`${contrast.toFixed(1)} ${name(e)}`);
+    }
+    return {small, pale, beyond};
+"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_texts_are_large_and_dark_enough_and_nothing_sticks_out(page, theme):
+    with open_browser(1280, 900, theme) as driver:
+        for width in (1280, 400):
+            resize(driver, width)
+            show(driver, page)
+            nothing = {"small": [], "pale": [], "beyond": []}
+            assert driver.execute_script(LOOK) == nothing, width
+
+
 def test_a_dark_system_gets_a_dark_page(page):
     with open_browser(1280, 900, "dark") as driver:
         driver.get(page.as_uri())

@@ -19,7 +19,7 @@ from pipeline_lib.report.blocks import (
 from pipeline_lib.report.charts import as_percent, legend_above
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.pictures import PictureBook
-from pipeline_lib.report.style import LINES, draw_panel, series_colour
+from pipeline_lib.report.style import LINES, WIDEST, draw_panel, series_colour
 from pipeline_lib.report.words import images_of, plural
 
 #: Share of a text's product with an image above which the shares of components are not told.
@@ -111,7 +111,7 @@ def _explained(run: Run) -> Figure:
             f"{plural(int(data['n'].max()), 'image')} of {asked['dataset']} "
             f"({images_of(asked['split'])})",
         ),
-        [draw_panel(draw, "", 4.6, 3.0)],
+        [draw_panel(draw, "", WIDEST, 3.0)],
         data,
         run.files["code_summary"],
         columns=1,

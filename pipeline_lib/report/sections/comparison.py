@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from pipeline_lib.report.blocks import Block, Caption, Component, Field, Figure, Listing
 from pipeline_lib.report.charts import as_percent, legend_above
 from pipeline_lib.report.collect import Run
-from pipeline_lib.report.style import MARKERS, Panel, colour, draw_panel, series_colour
+from pipeline_lib.report.style import MARKERS, WIDEST, Panel, colour, draw_panel, series_colour
 from pipeline_lib.report.words import plural
 
 
@@ -75,7 +75,7 @@ def _panel(
         axes.spines["left"].set_visible(False)
         legend_above(axes, columns=3)
 
-    return draw_panel(draw, "", 4.6, 1.4 + 0.62 * len(features))
+    return draw_panel(draw, "", WIDEST, 1.4 + 0.62 * len(features))
 
 
 def _counterparts(run: Run) -> Listing:

@@ -27,7 +27,7 @@ from pipeline_lib.report.collect import Run
 from pipeline_lib.report.findings import specialists
 from pipeline_lib.report.sections.comparison import comparison_blocks
 from pipeline_lib.report.sections.truth import truth_blocks
-from pipeline_lib.report.style import Panel, colour, draw_panel
+from pipeline_lib.report.style import WIDEST, Panel, colour, draw_panel
 from pipeline_lib.report.words import decimal, percent, plural, whole
 from pipeline_lib.roles import MARGIN, NO_ROLE, P_VALUE
 
@@ -132,7 +132,7 @@ def _depth_panel(part: pd.DataFrame, features: list[str], model: str) -> Panel:
     """Lines that add up from the input; for many features rows of squares, one per layer."""
     if len(features) <= MAX_LINES:
         return draw_panel(_depth_lines(part, features), model, 3.0, 2.4)
-    return draw_panel(_depth_rows(part, features), model, 3.9, 1.0 + 0.2 * len(features))
+    return draw_panel(_depth_rows(part, features), model, 3.4, 1.0 + 0.2 * len(features))
 
 
 def _depth_lines(part: pd.DataFrame, features: list[str]) -> Callable[[Axes], None]:
@@ -261,7 +261,7 @@ def _roles(run: Run) -> Figure:
             "A head without a clear role may still carry a feature: see its scores."
             + (f" Rarer roles are counted with “{NO_ROLE}”." if len(rest) > 1 else ""),
         ),
-        [draw_panel(stacked_rows(counts, "heads", NO_ROLE), "", 5.2, 1.1 + 0.3 * len(counts))],
+        [draw_panel(stacked_rows(counts, "heads", NO_ROLE), "", WIDEST, 1.1 + 0.3 * len(counts))],
         run["roles"],
         run.files["roles"],
         columns=1,

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from pipeline_lib.report.blocks import Block, Caption, Field, Figure, Listing, Panel, Section
 from pipeline_lib.report.charts import dot_rows
 from pipeline_lib.report.collect import Run
-from pipeline_lib.report.style import colour, draw_panel
+from pipeline_lib.report.style import WIDEST, colour, draw_panel
 from pipeline_lib.report.words import (
     decimal,
     duration,
@@ -111,7 +111,7 @@ def _exactness_figure(run: Run) -> Figure:
             "precision of the dump. The dashed line is the tolerance above which a job fails.",
             plural(int(table["n"].sum()), "decomposed image"),
         ),
-        [draw_panel(_error_rows(table), "", 5.2, height)],
+        [draw_panel(_error_rows(table), "", WIDEST, height)],
         data,
         run.files["exactness"],
         columns=1,
@@ -221,7 +221,9 @@ def _cosines(run: Run) -> Figure:
             str(name): (wide[f"{measure}_low"][name], wide[f"{measure}_high"][name])
             for name in methods
         }
-        return draw_panel(dot_rows(rows, values, label, ranges=ranges, **options), "", 4.3, height)
+        return draw_panel(
+            dot_rows(rows, values, label, ranges=ranges, **options), "", WIDEST, height
+        )
 
     return Figure(
         "map-quality",

@@ -18,7 +18,7 @@ from pipeline_lib.report.charts import method_rows
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.findings import is_asked, report_k
 from pipeline_lib.report.pictures import PictureBook
-from pipeline_lib.report.style import draw_panel
+from pipeline_lib.report.style import WIDEST, draw_panel
 from pipeline_lib.report.words import method_name, percent, plural
 
 #: Methods whose images are shown side by side.
@@ -45,7 +45,7 @@ def _precision(run: Run) -> Figure:
                 continue
             title = f"by {query}: " + ("the asked property" if asked else "other properties")
             draw = method_rows(part, run.models, "precision", f"precision at {k}")
-            panels.append(draw_panel(draw, title, 4.3, 1.6 + 0.5 * part["model"].nunique()))
+            panels.append(draw_panel(draw, title, WIDEST, 1.6 + 0.5 * part["model"].nunique()))
     return Figure(
         "retrieval",
         "Precision on the asked property, and on the others",

@@ -17,7 +17,7 @@ from pipeline_lib.report.blocks import (
 from pipeline_lib.report.charts import dot_rows, method_rows
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.pictures import PictureBook
-from pipeline_lib.report.style import draw_panel
+from pipeline_lib.report.style import WIDEST, draw_panel
 from pipeline_lib.report.words import method_name, percent, plural, whole
 
 
@@ -82,7 +82,7 @@ def _mass(run: Run) -> Figure:
             plural(len(table), "map"),
             "Few maps: see the segmentation for a measure over a whole set.",
         ),
-        [draw_panel(draw, "", 5.2, 1.0 + 0.3 * len(rows))],
+        [draw_panel(draw, "", WIDEST, 1.0 + 0.3 * len(rows))],
         table,
         run.files["heatmaps"],
         columns=1,
@@ -102,7 +102,7 @@ def _segmentation(run: Run) -> Figure:
         words = "mean IoU" if value == "miou" else "IoU of the object"
         draw = method_rows(part, run.models, value, words)
         height = 1.6 + 0.5 * part["model"].nunique()
-        panels.append(draw_panel(draw, f"protocol {protocol}", 4.3, height))
+        panels.append(draw_panel(draw, f"protocol {protocol}", WIDEST, height))
     return Figure(
         "segmentation",
         "Overlap with the object’s mask",
