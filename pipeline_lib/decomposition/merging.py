@@ -13,9 +13,21 @@ def times(readout: Readout, factor: float) -> Readout:
 
 
 def merge(readouts: list[Readout]) -> list[Readout]:
-    """Readouts of one tensor with those of equal `M` added up; all of them, where one is dense."""
+    """Readouts of one tensor with those of equal `M` added up.
+
+    All become one dense readout where one is dense, or where several are left that hold more
+    products together than `z` has columns: paths that part and meet again in every stage multiply
+    their number, and a product per column is then the smaller form.
+    """
     if any(readout.dense for readout in readouts):
         readouts = [readout.densified() for readout in readouts]
+    merged = _by_matrix(readouts)
+    if len(merged) > 1 and sum(readout.r for readout in merged) > merged[0].m.width:
+        merged = _by_matrix([readout.densified() for readout in merged])
+    return merged
+
+
+def _by_matrix(readouts: list[Readout]) -> list[Readout]:
     by_matrix: dict[object, list[Readout]] = {}
     for readout in readouts:
         m = readout.m

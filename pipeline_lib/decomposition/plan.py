@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from pipeline_lib.decomposition.capture import Capture, Representation, capture
+from pipeline_lib.decomposition.columns import ColumnBytes
 from pipeline_lib.decomposition.facts import Facts
 from pipeline_lib.decomposition.heads import channel_axes, separate_heads
 from pipeline_lib.decomposition.leaves import Leaf
@@ -30,6 +30,8 @@ class Plan:
     ----------
     components
         One row per component (columns of the table `components`), the bias last.
+    dense
+        Whether some readouts are evaluated column by column of `z`.
     table
         What was decided for every operation on the direct path: module, operation, role
         (linear, frozen, residual, component), detail.
@@ -59,12 +61,8 @@ class Plan:
     versions: tuple[tuple[int, int], ...] = field(default_factory=tuple)
     tokens: object | None = None
     groups: Any = None
-    dense_entries: int = 0
-
-    @property
-    def dense(self) -> bool:
-        """Whether some readouts are evaluated column by column of `z`."""
-        return self.dense_entries > 0
+    dense: bool = False
+    column_bytes: ColumnBytes = field(default_factory=ColumnBytes)
 
     @property
     def frozen(self) -> pd.DataFrame:
@@ -233,16 +231,16 @@ def _assemble(captured: Capture, walk: Walk, readout: str) -> Plan:
     return Plan(
         captured, walk.facts, walk, walk.context, stem, leaves, walk.findings.constants,
         walk.findings.stem_constants, taps, walk.output, width, readout, table, components,
-        spans, runner, dense_entries=walk.dense_entries or _dense_beside(walk),
+        spans, runner, dense=walk.dense or _dense_beside(walk),
     )  # fmt: skip
 
 
-def _dense_beside(walk: Walk) -> int:
-    """Numbers that dense readouts inside branches hold, where the stream has none."""
+def _dense_beside(walk: Walk) -> bool:
+    """Whether readouts inside branches are dense."""
     found = walk.findings
     readouts = [c.readout for c in (*found.constants, *found.stem_constants)]
     readouts += [readout for leaf in found.leaves for readout in leaf.readouts]
-    return sum(math.prod(abs(dim) for dim in r.full) for r in readouts if r.dense)
+    return any(readout.dense for readout in readouts)
 
 
 def _refuse_hidden_attention(walk: Walk, leaves: list[Leaf]) -> None:

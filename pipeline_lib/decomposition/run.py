@@ -123,10 +123,8 @@ def all_contributions(
     _add_factored(plan, run, values, directions)
     if plan.dense:
         columns = torch.eye(plan.width).to(representation) if directions is None else directions.T
-        step = columns_at_once(plan, run.batch, values.element_size())
-        for begin in range(0, width, step):
-            part = slice(begin, begin + step)
-            _add_dense(plan, run.for_columns(columns[:, part]), values[:, :, part])
+        for part, piece in plan.column_bytes.parts(run, columns):
+            _add_dense(plan, piece, values[:, :, part])
     return values
 
 
@@ -180,15 +178,6 @@ def _add_dense(plan: Plan, run: Run, values: Tensor) -> None:
                 values[:, begin] -= terms[id(constant)]
     for term in terms.values():
         values[:, -1] += term
-
-
-#: Memory that the weights of dense readouts may take at a time.
-COLUMN_BYTES = 2**29
-
-
-def columns_at_once(plan: Plan, batch: int, item: int) -> int:
-    """Columns of `z` for which dense readouts are evaluated together."""
-    return max(1, COLUMN_BYTES // max(1, plan.dense_entries * batch * item))
 
 
 def relative_error(values: Tensor, representation: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from pipeline_lib.decomposition.attention import is_product, product, through
+from pipeline_lib.decomposition.columns import ColumnBytes
 from pipeline_lib.decomposition.contract import contract
 from pipeline_lib.decomposition.heads import channel_axes
 from pipeline_lib.decomposition.leaves import Leaf
@@ -25,7 +26,7 @@ from pipeline_lib.decomposition.paths import JOINS
 from pipeline_lib.decomposition.plan import Plan, runner_for
 from pipeline_lib.decomposition.readout import Lazy, Matrix, Readout, Run, Shape, TooWide
 from pipeline_lib.decomposition.rules import RULES, Constant, pull
-from pipeline_lib.decomposition.run import COLUMN_BYTES, constant_term
+from pipeline_lib.decomposition.run import constant_term
 from pipeline_lib.errors import DecompositionRefused
 
 #: Most tokens in front of the patch grid (class, distillation, register tokens).
@@ -94,12 +95,8 @@ class TokenPlan:
         for leaf in plan.stem:
             self.stem += self._token_leaves(leaf)
         every = [leaf for group in self.leaves.values() for leaf in group] + self.stem
-        self.dense_entries = plan.dense_entries + sum(
-            2 * math.prod(abs(dim) for dim in readout.full)
-            for leaf in every
-            for readout in leaf.readouts
-            if readout.dense
-        )
+        self.dense = plan.dense or any(r.dense for leaf in every for r in leaf.readouts)
+        self.column_bytes: dict[tuple[int, ...], ColumnBytes] = {}  # by rows asked for
         taps = dict.fromkeys([*plan.context.taps, *plan.taps])
         self.taps = list(taps)
         self.runner = runner_for(plan.capture, plan.output, self.taps)
@@ -353,13 +350,13 @@ def token_contributions(
     Summed over `t` they are the component's contribution times the directions. Dense readouts are
     evaluated for as many directions at a time as fit into `COLUMN_BYTES`.
     """
-    entries = token_plan(plan).dense_entries
-    step = directions.shape[0]
-    if entries:
-        step = max(1, COLUMN_BYTES // (entries * run.batch * directions.element_size()))
+    tokens = token_plan(plan)
+    if not tokens.dense:
+        return _on_directions(plan, run.for_columns(directions.T), rows, directions)
     pieces = []
-    for part in directions.split(step):
-        values, layout = _on_directions(plan, run.for_columns(part.T), rows, part)
+    measured = tokens.column_bytes.setdefault(tuple(rows), ColumnBytes())
+    for part, piece in measured.parts(run, directions.T):
+        values, layout = _on_directions(plan, piece, rows, directions[part])
         pieces.append(values)
     return torch.cat(pieces, -1) if len(pieces) > 1 else pieces[0], layout
 

@@ -7,8 +7,6 @@ stem; biases, and the additive parts of norms, are the constants.
 
 from __future__ import annotations
 
-import math
-
 from torch import fx
 
 from pipeline_lib.decomposition.attention import is_product, product, through
@@ -34,8 +32,8 @@ class Walk:
     ----------
     findings
         Leaves, constants and barriers found, and the rows of the plan's table.
-    dense_entries
-        Numbers that the dense readouts hold per image and column of `z`.
+    dense
+        Whether some readouts on the stream are dense.
     """
 
     def __init__(
@@ -53,7 +51,7 @@ class Walk:
         self.pass_through = pass_through
         self.freeze_gates = freeze_gates
         self.head = head
-        self.dense_entries = 0
+        self.dense = False
         self.joined = False
         self.facts = Facts(capture)
         self.context = Context(self.facts, {}, MOST_PRODUCTS)
@@ -71,8 +69,7 @@ class Walk:
             readouts = self.stream.pop(node)
             if readouts:
                 merged = merge(readouts)
-                if any(readout.dense for readout in merged):
-                    self.dense_entries += math.prod(abs(dim) for dim in self.facts.shape(node))
+                self.dense = self.dense or merged[0].dense
                 self._visit(node, merged)
 
     def _visit(self, node: fx.Node, readouts: list[Readout]) -> None:

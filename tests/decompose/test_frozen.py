@@ -12,10 +12,8 @@ from test_edges import IMAGES, Attention, Mlp
 from torch import Tensor, fx, nn
 
 from benchmarks.randomise import randomise
-from pipeline_lib.decomposition import decompose, plan_for, readout, run
-from pipeline_lib.decomposition import tokens as token_module
+from pipeline_lib.decomposition import columns, decompose, plan_for, readout
 from pipeline_lib.decomposition.frozen import GATES
-from pipeline_lib.decomposition.run import columns_at_once
 from pipeline_lib.errors import DecompositionRefused
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -195,9 +193,9 @@ def test_dense_readouts_read_the_same_as_factored_ones(
 def test_columns_may_be_evaluated_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model = randomise(Stream(nn.GELU())).double()
     together = decompose(model, IMAGES).values
-    monkeypatch.setattr(run, "COLUMN_BYTES", 1)
-    monkeypatch.setattr(token_module, "COLUMN_BYTES", 1)
-    assert columns_at_once(plan_for(model, IMAGES), 3, 8) == 1
+    assert plan_for(model, IMAGES).column_bytes.at_once(3) > 1
+    monkeypatch.setattr(columns, "COLUMN_BYTES", 1)
+    assert plan_for(model, IMAGES).column_bytes.at_once(3) == 1
     assert torch.allclose(decompose(model, IMAGES).values, together, atol=1e-14)
     tokens = decompose(model, IMAGES, per="token").values
     assert torch.allclose(tokens.sum(2), together, atol=1e-13)
