@@ -6,13 +6,15 @@
 Every model is made without weights, given random values everywhere (`benchmarks.randomise`),
 decomposed in float64 and float32, and compared with counts taken from its modules by hooks, which
 know nothing of the decomposition. Each runs in a process of its own, under a limit of time and of
-memory. Every model has a file of its own, so that a run that is stopped is continued where it was.
+memory. Every model has a file of its own, so that a run that is stopped is continued where it was;
+rows made by another state of the decomposition's code are made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -36,6 +38,7 @@ from torch import Tensor, nn
 
 from benchmarks.families import Case, build, open_clip_cases, timm_cases
 from benchmarks.randomise import randomise
+from pipeline_lib import decomposition
 from pipeline_lib.decomposition import Decomposition, Plan, decompose, plan_for
 from pipeline_lib.decomposition.operations import module_path
 from pipeline_lib.errors import VitAtlasError
@@ -51,7 +54,7 @@ COLUMNS = (
     "attention_blocks", "attention_pooled", "attention_missing", "heads_expected",
     "blocks", "blocks_missing", "cancellation", "width", "readout", "reduced", "input",
     "parameters", "seconds", "refusal", "token_refusal", "frozen", "columns",
-    "single",
+    "single", "engine",
 )  # fmt: skip
 
 
@@ -59,7 +62,8 @@ COLUMNS = (
 
 _ATTENTION = re.compile(r"attn|attention|selfatt", re.IGNORECASE)
 _NO_ATTENTION = re.compile(
-    r"bias|relpos|rotary|embed|mlp|norm|drop|proj|linear|conv2d|identity|eca|squeeze|se_?module"
+    r"bias|^convrelpos|(?<!conv)relpos(?!attention)|rotary|embed|mlp|norm|drop|proj|linear|conv2d"
+    r"|identity|eca|squeeze|se_?module"
     r"|cluster_?attn",
     re.IGNORECASE,
 )
@@ -313,7 +317,17 @@ def check_apart(case: Case, *, seconds: float, memory: int, scratch: Path) -> di
     path.unlink(missing_ok=True)
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row |= {k: getattr(case, k) for k in ("library", "module", "family", "model", "variants")}
-    return row | {"seconds": time.perf_counter() - begin} | outcome
+    return row | {"seconds": time.perf_counter() - begin} | outcome | {"engine": engine_state()}
+
+
+@functools.cache
+def engine_state() -> str:
+    """Twelve letters that stand for the decomposition's source."""
+    folder = Path(decomposition.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -328,6 +342,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--again", nargs="*", default=[], help="do these verdicts again")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    engine_state()  # of the code that is loaded, not of what it may become during the run
     warnings.simplefilter("ignore")
     rows = options.out / ("rows-all" if options.all else "rows")
     rows.mkdir(parents=True, exist_ok=True)
@@ -353,7 +368,13 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks.coverage_page import page
 
         options.docs.write_text(
-            page(frame, every=options.all, families=len(cases), today=date.today())
+            page(
+                frame,
+                every=options.all,
+                families=len(cases),
+                today=date.today(),
+                engine=engine_state(),
+            )
         )
     return 0
 
@@ -372,7 +393,10 @@ def _row_file(rows: Path, case: Case) -> Path:
 
 
 def _done(path: Path, again: list[str]) -> bool:
-    return path.is_file() and json.loads(path.read_text())["verdict"] not in again
+    if not path.is_file():
+        return False
+    row = json.loads(path.read_text())
+    return row["verdict"] not in again and row.get("engine") == engine_state()
 
 
 def _wanted(case: Case, wanted: list[str] | None) -> bool:

@@ -22,7 +22,7 @@ _MEANING = {
 }
 
 
-def page(frame: pd.DataFrame, *, every: bool, families: int, today: date) -> str:
+def page(frame: pd.DataFrame, *, every: bool, families: int, today: date, engine: str) -> str:
     """The page as Markdown."""
     libraries = ", ".join(f"{n} {version(n)}" for n in ("torch", "timm", "open_clip_torch"))
     command = "python -m benchmarks.coverage" + (" --all" if every else "")
@@ -40,7 +40,8 @@ def page(frame: pd.DataFrame, *, every: bool, families: int, today: date) -> str
         "",
         f"{good} of all {families} families, {good / families:.1%}, are exact and complete: every "
         "attention module is split into its heads or pools, and every block is a component, pools, "
-        "or lies in the stem. " + _unchecked(families - len(frame)),
+        "or lies in the stem. "
+        + _unchecked(families - len(frame), int((frame["engine"] != engine).sum())),
         "",
         "*Frozen on the stream* counts modules whose activation or max pooling on the residual "
         "stream is passed with its gate or its choice frozen (`docs/decomposition.md`); such "
@@ -64,8 +65,11 @@ def page(frame: pd.DataFrame, *, every: bool, families: int, today: date) -> str
     return "\n".join(lines)
 
 
-def _unchecked(count: int) -> str:
-    return f"{count} have not been checked." if count else "None is unchecked."
+def _unchecked(count: int, older: int) -> str:
+    checked = f"{count} have not been checked. " if count else "None is unchecked. "
+    if older:
+        return checked + f"{older} rows were made by an earlier state of the decomposition's code."
+    return checked + "All rows were made by one state of the decomposition's code."
 
 
 def _table(rows: pd.DataFrame) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
 from pipeline_lib.decomposition.facts import Facts
+from pipeline_lib.decomposition.merging import merge
 from pipeline_lib.decomposition.operations import chain_path, module_path, op_name
 from pipeline_lib.decomposition.readout import Readout
 from pipeline_lib.decomposition.rules import Constant, Context
@@ -50,6 +51,24 @@ class Leaf:
     before: int = 1
     product: fx.Node | None = None
     end: fx.Node | None = None
+
+
+def joined(leaves: list[Leaf]) -> list[Leaf]:
+    """Leaves of which those at one tensor, met on several paths, are one component.
+
+    Its kind is that of the first path.
+    """
+    found: dict[object, Leaf] = {}
+    for leaf in leaves:
+        key = (leaf.node, leaf.path, leaf.head_axes, leaf.product, leaf.kind == "stem")
+        if key in found:
+            first = found[key]
+            merged = merge([*first.readouts, *leaf.readouts])
+            constants = [*first.constants, *leaf.constants]
+            found[key] = replace(first, readouts=merged, constants=constants)
+        else:
+            found[key] = leaf
+    return list(found.values())
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ from pipeline_lib.decomposition.capture import Capture, Representation, capture
 from pipeline_lib.decomposition.columns import ColumnBytes
 from pipeline_lib.decomposition.facts import Facts
 from pipeline_lib.decomposition.heads import channel_axes, separate_heads
-from pipeline_lib.decomposition.leaves import Leaf
+from pipeline_lib.decomposition.leaves import Leaf, joined
 from pipeline_lib.decomposition.operations import module_path, op_name, where
 from pipeline_lib.decomposition.readout import Run
 from pipeline_lib.decomposition.rules import Constant, Context
@@ -111,14 +111,30 @@ def make_plan(model: nn.Module, images: torch.Tensor, *, freeze_gates: bool = Tr
 def _walked(
     captured: Capture, output: fx.Node, freeze_gates: bool, head: str | None = None
 ) -> Walk:
-    """A walk from an output; repeated while attention is found that pools a stream of its own.
+    """The walk that passes no more attention products than it needs, as class attention does.
+
+    Where blocks of several scales add class tokens of their own, passing the products nearest the
+    image first would pass them all; passing those nearest the output reaches the streams sooner.
+    """
+    walk = _passing(captured, output, freeze_gates, head, nearest_output=False)
+    if len(walk.pools) < 2:
+        return walk
+    other = _passing(captured, output, freeze_gates, head, nearest_output=True)
+    return other if len(other.pools) < len(walk.pools) else walk
+
+
+def _passing(
+    captured: Capture, output: fx.Node, freeze_gates: bool, head: str | None, *,
+    nearest_output: bool,
+) -> Walk:  # fmt: skip
+    """Walk again and again, until every product that reads a hidden stream is passed through.
 
     The first walk passes no attention, so that every product that reads a hidden stream shows.
     """
     pools: frozenset[fx.Node] = frozenset()
     walk = Walk(captured, output, pass_through=False, freeze_gates=freeze_gates, head=head)
     walk.run()
-    while (pool := walk.hidden_pool()) is not None or not walk.pass_through:
+    while (pool := walk.hidden_pool(nearest_output)) is not None or not walk.pass_through:
         pools |= {pool} if pool is not None else set()
         walk = Walk(captured, output, pools, freeze_gates=freeze_gates, head=head)
         walk.run()
@@ -188,7 +204,8 @@ def _mean(captured: Capture, node: fx.Node, facts: Facts) -> fx.Node:
 def _assemble(captured: Capture, walk: Walk, readout: str) -> Plan:
     stem = [leaf for leaf in walk.findings.leaves if leaf.kind == "stem"]
     leaves = sorted(
-        (leaf for leaf in walk.findings.leaves if leaf.kind != "stem"), key=lambda leaf: leaf.order
+        (leaf for leaf in joined(walk.findings.leaves) if leaf.kind != "stem"),
+        key=lambda leaf: leaf.order,
     )
     _refuse_hidden_attention(walk, leaves)
     rows: list[dict[str, object]] = []

@@ -180,13 +180,14 @@ class Walk:
             gated = gate(self.context, readout, other, divide=op_name(node) == "div")
             self.stream.push(data, [unbroadcast(self.context, gated, self.facts.shape(data))])
 
-    def hidden_pool(self) -> fx.Node | None:
+    def hidden_pool(self, nearest_output: bool) -> fx.Node | None:
         """The first attention product that reads a residual stream this walk never came to.
 
         Class attention and attention pooling read tokens whose components have no other way to the
         representation; such a product is to be passed through with its weights frozen, not cut
         into heads. Self-attention reads the stream that its result is added to. Of several the one
-        nearest the input is named: with it passed, the others read a stream that has been reached.
+        nearest the input (or the output) is named: with it passed, others may read a stream that
+        has been reached.
         """
         found = set()
         for leaf in self.findings.leaves:
@@ -196,4 +197,5 @@ class Walk:
                 for entry in self.paths.entries(attended.values)
             ):
                 found.add(attended.node)
-        return min(found - self.pools, key=self.facts.index.__getitem__, default=None)
+        choose = max if nearest_output else min
+        return choose(found - self.pools, key=self.facts.index.__getitem__, default=None)
