@@ -24,7 +24,7 @@ class Small:
     Attributes
     ----------
     name
-        timm name, or `open_clip`, or `volo`.
+        timm name, or `open_clip`, or a class of timm as `module.Class`.
     size
         Height and width of the images.
     heads
@@ -35,6 +35,8 @@ class Small:
         Patch grid of the finest token layout.
     leading
         Class, distillation and register tokens.
+    idle
+        Modules that the architecture keeps from every token that is read.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Small:
     convs: int = 0
     leading: int = 0
     kwargs: dict[str, Any] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
 
     def build(self, seed: int = 0) -> nn.Module:
         ensure_torchvision()
@@ -52,8 +55,9 @@ class Small:
             return randomise(_open_clip(**self.kwargs), seed)
         import timm
 
-        if self.name == "volo":  # its registered variants take no smaller widths
-            return randomise(timm.models.volo.VOLO(**self.kwargs), seed)
+        if "." in self.name:  # its registered variants take no smaller widths
+            module, kind = self.name.split(".")
+            return randomise(getattr(getattr(timm.models, module), kind)(**self.kwargs), seed)
 
         return randomise(timm.create_model(self.name, pretrained=False, **self.kwargs), seed)
 
@@ -76,10 +80,11 @@ def _plain(name: str, *, leading: int = 1, mlps: int = 2, heads: tuple[int, ...]
 
 
 def _staged(name: str, size: int, heads: tuple[int, ...], mlps: int, grid: int, *, convs: int = 0,
-            leading: int = 0, **kwargs: Any) -> Small:  # fmt: skip
+            leading: int = 0, idle: tuple[str, ...] = (), **kwargs: Any) -> Small:  # fmt: skip
     return Small(
-        name, (size, size), heads, mlps, (grid, grid), convs, leading, {"num_classes": 5, **kwargs}
-    )
+        name, (size, size), heads, mlps, (grid, grid), convs, leading,
+        {"num_classes": 5, **kwargs}, idle,
+    )  # fmt: skip
 
 
 MAXVIT = {
@@ -125,6 +130,18 @@ SMALL: dict[str, Small] = {
         "pvt_v2_b0", 64, (1, 2, 4, 8), 4, 16, depths=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32),
         num_heads=(1, 2, 4, 8),
     ),
+    # paths part at every norm over a whole image and meet again: read by a product per column
+    "poolformer": _staged(
+        "metaformer.MetaFormer", 64, (), 3, 16, convs=3, depths=(1, 1, 1), dims=(6, 10, 14),
+        use_mlp_head=False,
+    ),
+    # class tokens at every scale; the attention of the last parallel block pools them
+    "coat": _staged(
+        "coat.CoaT", 64, (2,) * 7, 10, 16, convs=20, leading=1, img_size=64, patch_size=4,
+        embed_dims=(8, 12, 12, 12), serial_depths=(1, 1, 1, 1), parallel_depth=2, num_heads=2,
+        mlp_ratios=(2, 2, 2, 2), crpe_window={3: 1, 5: 1},
+        idle=tuple(f"parallel_blocks.1.factoratt_crpe{scale}.crpe" for scale in (2, 3, 4)),
+    ),
     "maxvit tf": _staged("maxvit_tiny_tf_224", 64, (2, 2, 4, 4), 4, 16, convs=2, **MAXVIT),
     "maxvit": _staged("maxvit_pico_rw_256", 64, (2, 2, 4, 4), 4, 16, convs=2, **MAXVIT),
     "coatnet": _staged(
@@ -132,7 +149,7 @@ SMALL: dict[str, Small] = {
         **{**MAXVIT, "img_size": 32, "block_type": ("C", "T"), "transformer_window_size": None},
     ),
     "volo": Small(
-        "volo", (64, 64), (3, 2, 2), 4, (8, 8), leading=1,
+        "volo.VOLO", (64, 64), (3, 2, 2), 4, (8, 8), leading=1,
         kwargs={"img_size": 64, "embed_dims": (24, 32, 32, 32), "num_heads": (3, 2, 2, 2),
                 "layers": (1, 1, 0, 0), "num_classes": 5},
     ),
