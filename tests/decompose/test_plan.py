@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from small_models import SMALL, images_for, small_model
+from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks.randomise import randomise
 from pipeline_lib.decomposition import decompose, plan_for
@@ -18,6 +21,26 @@ def test_one_plan_serves_every_batch() -> None:
         parts = decompose(model, images)
         assert plan_for(model, images) is plan
         assert parts.values.shape[0] == n and float(parts.error.max()) <= 1e-12
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors that anything still refers to, shared memory counted once."""
+    gc.collect()
+    tensors = [kept for kept in gc.get_objects() if issubclass(type(kept), torch.Tensor)]
+    storages = [t.untyped_storage() for t in tensors if type(t) is not FakeTensor]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("per", ["head", "token"])
+@pytest.mark.parametrize("name", ["vit", "swin", "poolformer"])
+def test_nothing_is_kept_of_the_batches_before(name: str, per: str) -> None:
+    model, held = small_model(name), []
+    for seed in range(6):
+        images = images_for(name, n=8, seed=seed)
+        directions = torch.ones(2, plan_for(model, images).width).double()
+        assert decompose(model, images, per=per, directions=directions).values.shape[0] == 8
+        held.append(live_bytes())
+    assert held[2] == held[3] == held[4] == held[5]
 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "open_clip", "siglip", "pvt"])
