@@ -231,29 +231,26 @@ class Branches:
         one, two = inputs.split(",")
         return {i for i, letter in enumerate(output) if not (letter in one and letter in two)}
 
-    def _region(self, top: fx.Node, boundary: int, *, nested: bool) -> list[fx.Node]:
-        """What computes a branch: back to its boundary and to other streams of the walk, and to
-        residual additions inside it, where these are not wanted (`nested`)."""
+    def _region(self, top: fx.Node, boundary: int) -> list[fx.Node]:
+        """What computes a branch: back to its boundary and to other streams of the walk."""
         found: dict[fx.Node, None] = {top: None}
         todo = [top]
         while todo:
             for other in todo.pop().all_input_nodes:
                 outside = self.stream.reached(other) or self.facts.within(other, boundary)
-                outside = outside or (not nested and self.paths.is_residual(other))
                 if other not in found and not outside:
                     found[other] = None
                     todo.append(other)
         return [node for node in found if self.facts.depends(node)]
 
     def _kind(self, path: Path) -> str:
-        region = self._region(path.top, path.boundary, nested=True)
+        region = self._region(path.top, path.boundary)
         if any(is_product(self.facts, node) for node in region):
             return "attention"
         if any(is_attention(node) for node in region):
             return "head"  # a sum weighted by one softmax: attention of a single head
         if is_named_attention(path.chain):
             return "head"  # additive attention, which multiplies elementwise: a single head
-        region = self._region(path.top, path.boundary, nested=False)
         names = Counter(op_name(node) for node in region)
         wide = any(
             op_name(node).startswith("conv") and max(self.facts.shape(node.args[1])[2:]) > 1  # type: ignore[arg-type]

@@ -56,7 +56,7 @@ class Leaf:
 def joined(leaves: list[Leaf]) -> list[Leaf]:
     """Leaves of which those at one tensor, met on several paths, are one component.
 
-    Its kind is that of the first path.
+    What one path shows to be a convolution is one, though others see an MLP behind it.
     """
     found: dict[object, Leaf] = {}
     for leaf in leaves:
@@ -65,7 +65,8 @@ def joined(leaves: list[Leaf]) -> list[Leaf]:
             first = found[key]
             merged = merge([*first.readouts, *leaf.readouts])
             constants = [*first.constants, *leaf.constants]
-            found[key] = replace(first, readouts=merged, constants=constants)
+            kind = "conv" if leaf.kind == "conv" else first.kind
+            found[key] = replace(first, readouts=merged, constants=constants, kind=kind)
         else:
             found[key] = leaf
     return list(found.values())
