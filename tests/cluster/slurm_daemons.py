@@ -122,10 +122,25 @@ class Slurm:
         """Numbers of the jobs that run on a node."""
         return self.call("squeue", "-h", "-t", "R", "-w", name, "-o", "%i").stdout.split()
 
+    def node_that_runs(self, rule: str) -> str | None:
+        """A node on which the script of a rule runs."""
+        for name in self.nodes:
+            below = [pid for step in self._steps(name) for pid in descendants(step)]
+            if any(f".{rule}.py" in _command(pid) for pid in below):
+                return name
+        return None
+
     def restarts(self) -> int:
         """How often jobs were queued again after their node failed."""
+        return self._logged("requeue job")
+
+    def submitted(self) -> int:
+        """How many jobs were handed in."""
+        return self._logged("_slurm_rpc_submit_batch_job: jobid")
+
+    def _logged(self, what: str) -> int:
         log = (self.folder / "slurmctld.log").read_text()
-        return sum("requeue job" in line.lower() for line in log.splitlines())
+        return sum(what in line.lower() for line in log.splitlines())
 
     def start_requeued(self) -> None:
         """Start jobs that wait for some minutes because their node failed."""
@@ -139,11 +154,10 @@ class Slurm:
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 links = {os.readlink(link) for link in (entry / "fd").iterdir()}
             except OSError:
                 continue
-            if command.startswith("slurmstepd:") and any(
+            if _command(int(entry.name)).startswith("slurmstepd:") and any(
                 str(self.folder / f"spool.{name}") in link or f"slurmd.{name}.log" in link
                 for link in links
             ):
@@ -190,6 +204,12 @@ def descendants(pid: int) -> list[int]:
         for child in children:
             found += [*descendants(child), child]
     return found
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
 
 
 def _kill(pid: int, number: int = signal.SIGKILL) -> None:

@@ -1,8 +1,8 @@
-"""The table of interruptions: `PYTHONPATH=tests python -m faults [tries [minutes]]`.
+"""The table of interruptions: `PYTHONPATH=tests python -m faults [tries]`.
 
-Every try starts a run whose images are listed and whose bases are found, kills it at a random
-moment of one of its three dump jobs, resumes it and compares all bytes with those of a run left in
-peace. Prints a table in Markdown, for docs/faults.md.
+Runs whose images are listed and whose bases are found are killed again and again, at random moments
+of their dump jobs, and resumed; then all bytes are compared with those of a run left in peace.
+Prints a table in Markdown, for docs/faults.md.
 """
 
 from __future__ import annotations
@@ -11,54 +11,71 @@ import random
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from running import own_run
+from running import SMALL, changed, own_run, write_config
 
-from faults.killing import Try, content, dump_seconds, finish, interrupt, undumped
+from faults.killing import (
+    TARGETS,
+    Round,
+    content,
+    dump_seconds,
+    finish,
+    interrupted,
+    undumped,
+)
 
-TARGETS = ("job", "snakemake", "alone")
+#: Shards, and images of each: a job dumps about as long as it starts.
+SHARDS, IMAGES = 8, 192
 
+HEAD = """\
+| killed | tries | of them in a dump job | whole shards repeated | files lost | wrong |
+|---|---|---|---|---|---|"""
 
-def tries(count: int, minutes: float, folder: Path) -> tuple[list[Try], float]:
-    """Interruptions of dump jobs at random moments, and the seconds that such a job takes."""
-    end = time.monotonic() + 60 * minutes
-    peaceful = own_run(folder / "peaceful")
-    finish(peaceful)
-    truth, seconds = content(peaceful), dump_seconds(peaceful)
-    base = folder / "base"
-    shutil.copytree(peaceful, base, copy_function=shutil.copy2)
-    undumped(base)
-    moments = random.Random(0)
-    found = []
-    for number in range(count):
-        if time.monotonic() > end:
-            break
-        place = folder / "try"
-        shutil.copytree(base, place, copy_function=shutil.copy2)
-        shard, when = moments.randrange(3), moments.uniform(0.0, 1.0) * seconds
-        found.append(interrupt(place, TARGETS[number % len(TARGETS)], shard, when, truth))
-        shutil.rmtree(place)
-        print(f"{number + 1} of {count}: {found[-1]}", file=sys.stderr)
-    return found, seconds
+NAMES = {"job": "the job", "snakemake": "Snakemake and its jobs", "alone": "Snakemake alone"}
 
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 21
-    minutes = float(sys.argv[2]) if len(sys.argv) > 2 else 120.0
-    with tempfile.TemporaryDirectory() as folder:
-        found, seconds = tries(count, minutes, Path(folder))
-    print(f"A dump job left in peace takes {seconds:.1f} s.\n")
-    print("| killed | tries | of them in a dump job | whole shards repeated | files lost | wrong |")
-    print("|---|---|---|---|---|---|")
-    names = {"job": "the job", "snakemake": "Snakemake and its jobs", "alone": "Snakemake alone"}
-    for target, name in names.items():
-        mine = [one for one in found if one.target == target]
-        in_dump = sum(one.stage == "contributions" for one in mine)
-        most = max((one.repeated for one in mine), default=0)
-        lost, wrong = sum(one.lost for one in mine), sum(one.wrong for one in mine)
-        print(f"| {name} | {len(mine)} | {in_dump} | at most {most} | {lost} | {wrong} |")
+    with tempfile.TemporaryDirectory() as place:
+        peaceful = own_run(Path(place) / "peaceful", SHARDS * IMAGES, IMAGES)
+        config = changed(SMALL, "contributions.shard_size", IMAGES)
+        write_config(peaceful, changed(config, "models.vit.kwargs.depth", 4))
+        finish(peaceful)
+        truth, seconds = content(peaceful), dump_seconds(peaceful)
+        undumped(peaceful)
+        print(f"A dump job left in peace takes {seconds:.1f} s.\n")
+        print(HEAD, flush=True)
+        for target in TARGETS:
+            rounds = killed(peaceful, target, count, seconds, truth)
+            print(row(NAMES[target], rounds), flush=True)
+
+
+def killed(
+    base: Path, target: str, count: int, seconds: float, truth: dict[str, bytes]
+) -> list[Round]:
+    """Runs of copies of a folder, until as many kills are made as asked.
+
+    The moments are uniform over one and a half times what a dump job takes, so that some fall
+    behind its end.
+    """
+    moments, found = random.Random(target), list[Round]()
+    while (made := sum(len(one.kills) for one in found)) < count:
+        place = base.with_name(f"{target}-{len(found)}")
+        shutil.copytree(base, place, copy_function=shutil.copy2)
+        drawn = [moments.uniform(0.0, 1.5) * seconds for _ in range(count - made)]
+        found.append(interrupted(place, target, drawn, truth))
+        shutil.rmtree(place)
+        print(f"{target}, after {made} kills: {found[-1]}", file=sys.stderr, flush=True)
+    return found
+
+
+def row(name: str, rounds: list[Round]) -> str:
+    kills = [kill for one in rounds for kill in one.kills]
+    in_dump = sum(kill.stage == "contributions" for kill in kills)
+    most = max(kill.repeated for kill in kills)
+    lost, wrong = sum(one.lost for one in rounds), sum(one.wrong for one in rounds)
+    return f"| {name} | {len(kills)} | {in_dump} | at most {most} | {lost} | {wrong} |"
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +20,25 @@ from running import ROOT
 STORE = Path("results/own/contributions/vit/photos.zarr")
 
 
+#: What is killed: the job that runs; Snakemake with all it started; Snakemake alone.
+TARGETS = ("job", "snakemake", "alone")
+
+
 @dataclass(frozen=True)
-class Try:
+class Kill:
     """What came of one interruption."""
 
-    target: str  # what was killed: snakemake, or the job that was running
-    shard: int  # dump job in which it was meant to fall
-    seconds: float  # when, after the start of that job
-    stage: str  # rule that was running
-    repeated: int  # dump jobs of shards that had been complete
-    lost: int  # files that the resumed run lacks
-    wrong: int  # files whose bytes differ
+    stage: str  # rule whose job was running
+    repeated: int  # shards that were complete, and were dumped again by the next run
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of a run that was killed and resumed several times."""
+
+    kills: list[Kill]
+    lost: int  # files lacking, at the end and in shards that were complete at a kill
+    wrong: int  # files whose bytes differ, counted likewise
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
@@ -43,15 +53,18 @@ def start(folder: Path, *more: str) -> subprocess.Popen[str]:
         )  # fmt: skip
 
 
-def finish(folder: Path, *more: str) -> str:
-    """Run to the end, unlocking first as the message of a locked folder says; gives the output."""
+def unlock(folder: Path) -> None:
+    """What the message of a locked folder says."""
     start(folder, "--unlock").wait()
-    run = start(folder, *more)
-    run.wait()
-    output = (folder / "output.txt").read_text()
-    if run.returncode:
+
+
+def finish(folder: Path) -> None:
+    """Run to the end, unlocking first."""
+    unlock(folder)
+    run = start(folder)
+    if run.wait():
+        output = (folder / "output.txt").read_text()
         raise AssertionError(f"the resumed run failed:\n{output[-4000:]}")
-    return output
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -70,9 +83,10 @@ def complete_shards(folder: Path) -> set[int]:
     return {int(path.stem) for path in records.glob("*.parquet")}
 
 
-def jobs_of(pid: int) -> list[int]:
-    """Processes that run the script of a rule, below a process."""
-    return [p for p in below(pid) if ".snakemake/scripts/" in _command(p)]
+def jobs_of(pid: int, rule: str = r"\w+") -> list[int]:
+    """Processes that run the script of a rule, or of any, below a process."""
+    script = re.compile(rf"\.snakemake/scripts/\S+\.{rule}\.py")
+    return [p for p in below(pid) if script.search(_command(p))]
 
 
 def below(pid: int) -> list[int]:
@@ -105,45 +119,103 @@ def undumped(folder: Path) -> Path:
 
 
 def dump_seconds(folder: Path) -> float:
-    """Longest time of a dump job of a run, as Snakemake measured it."""
+    """Median time of the dump jobs of a run, as Snakemake measured it."""
     tables = (folder / "results/own/benchmarks/contributions").rglob("*.tsv")
-    return max(float(path.read_text().splitlines()[1].split("\t")[0]) for path in tables)
+    return statistics.median(
+        float(path.read_text().splitlines()[1].split("\t")[0]) for path in tables
+    )
 
 
-def interrupt(
-    folder: Path, target: str, shard: int, seconds: float, truth: dict[str, bytes]
-) -> Try:
-    """Kill a run some seconds after a dump job has started, resume it, and compare with the truth.
+def interrupted(
+    folder: Path, target: str, moments: Sequence[float], truth: dict[str, bytes]
+) -> Round:
+    """Kill a run at some moments, resume it each time and to its end, and compare with the truth.
 
     Parameters
     ----------
     target
-        `snakemake`: it and all it started, as a power cut does; `alone`: only Snakemake itself, so
-        that the job goes on as an orphan; `job`: only the job that runs.
-    shard
-        The dump job: how many are complete before it.
+        One of `TARGETS`. Where the job is killed Snakemake goes on with the next, and is resumed
+        when it has ended.
+    moments
+        Seconds after the start of a dump job, of another job each time. There are fewer kills where
+        all shards are complete before.
     """
-    run = start(folder)
-    while run.poll() is None:
-        if running_rule(run.pid) == "contributions" and len(complete_shards(folder)) >= shard:
+    run, seen = start(folder), set[int]()
+    struck: list[tuple[str, set[int], int]] = []  # rule, shards complete, number of the run
+    dumped: list[set[int]] = []  # shards that each run dumped
+    lost = wrong = 0
+    for seconds in moments:
+        if not _next_dump(run, seen) or not _goes_on(run, seconds):
             break
-        time.sleep(0.01)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and run.poll() is None:
-        time.sleep(0.01)
-    stage = running_rule(run.pid)
-    done = complete_shards(folder)
-    if target == "job":
-        victims = jobs_of(run.pid)
-    else:
+        done, stage = complete_shards(folder), running_rule(run.pid)
+        _strike(run, target)
+        struck.append((stage, done, len(dumped)))
+        if target != "job":
+            run.wait()
+            dumped.append(_dumped(folder))
+            missing, other = _compared(content(folder), _of_shards(truth, done))
+            lost, wrong = lost + missing, wrong + other
+            unlock(folder)
+            run = start(folder)
+    run.wait()
+    dumped.append(_dumped(folder))
+    if run.returncode:
+        finish(folder)
+        dumped.append(_dumped(folder))
+    missing, other = _compared(content(folder), truth)
+    nothing = set[int]()
+    kills = [
+        Kill(stage, len(done & (dumped[number + 1 :] or [nothing])[0]))
+        for stage, done, number in struck
+    ]
+    return Round(kills, lost + missing, wrong + other)
+
+
+def _next_dump(run: subprocess.Popen[str], seen: set[int]) -> bool:
+    """Wait until a dump job starts that was not there before; false where the run ends first."""
+    while run.poll() is None:
+        new = set(jobs_of(run.pid, "contributions")) - seen
+        if new:
+            seen |= new
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def _goes_on(run: subprocess.Popen[str], seconds: float) -> bool:
+    """Let a run go on for some time; false where it ends before."""
+    try:
+        run.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def _strike(run: subprocess.Popen[str], target: str) -> None:
+    victims = jobs_of(run.pid)
+    if target != "job":
         victims = [run.pid] if target == "alone" else [run.pid, *below(run.pid)]
     for victim in victims:
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
-    run.wait()
-    output = finish(folder)
-    again = {int(n) for n in re.findall(r"rule contributions:.*?shard=(\d+)", output, re.DOTALL)}
-    found = content(folder)
+
+
+def _dumped(folder: Path) -> set[int]:
+    """Shards whose dump jobs the last run started."""
+    output = (folder / "output.txt").read_text()
+    return {int(n) for n in re.findall(r"rule contributions:.*?shard=(\d+)", output, re.DOTALL)}
+
+
+def _of_shards(truth: dict[str, bytes], shards: set[int]) -> dict[str, bytes]:
+    """Files of some shards; what describes a whole store is none of them."""
+    return {
+        name: bytes_
+        for name, bytes_ in truth.items()
+        if "/c/" in name and int(name.split("/c/")[1].split("/")[0]) in shards
+    }
+
+
+def _compared(found: dict[str, bytes], truth: dict[str, bytes]) -> tuple[int, int]:
+    """How many files are lacking, and how many differ."""
     wrong = sum(found[name] != truth[name] for name in truth if name in found)
-    lost = len(set(truth) - set(found))
-    return Try(target, shard, round(seconds, 2), stage, len(done & again), lost, wrong)
+    return len(set(truth) - set(found)), wrong

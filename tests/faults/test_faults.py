@@ -19,7 +19,16 @@ import torch
 from PIL import Image
 from running import ROOT, SMALL, changed, own_run, plan, rules_of, snakemake, write_config
 
-from faults.killing import STORE, content, dump_seconds, finish, interrupt, start, undumped
+from faults.killing import (
+    STORE,
+    TARGETS,
+    content,
+    dump_seconds,
+    finish,
+    interrupted,
+    start,
+    undumped,
+)
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.device import Halving
 from pipeline_lib.dumps import open_dump
@@ -46,15 +55,16 @@ def own(dumped: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["job", "snakemake", "alone"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_killed_run_resumes_to_the_same_bytes(dumped: Path, tmp_path: Path, target: str) -> None:
-    """One try each; `python -m faults` makes as many as asked (docs/faults.md)."""
+    """Two kills each; `python -m faults` makes as many as asked (docs/faults.md)."""
     shutil.copytree(dumped, tmp_path / "own", copy_function=shutil.copy2)
-    fresh, moment = undumped(tmp_path / "own"), random.Random(target)
-    when = moment.uniform(0.0, 1.0) * dump_seconds(dumped)
-    result = interrupt(fresh, target, moment.randrange(3), when, content(dumped))
+    fresh, moment, seconds = undumped(tmp_path / "own"), random.Random(target), dump_seconds(dumped)
+    moments = [moment.uniform(0.0, 1.0) * seconds for _ in range(2)]
+    result = interrupted(fresh, target, moments, content(dumped))
+    assert result.kills
     assert (result.lost, result.wrong) == (0, 0)
-    assert result.repeated <= 1
+    assert max(kill.repeated for kill in result.kills) <= 1
 
 
 def test_two_runs_at_once_do_not_meet(own: Path, dumped: Path) -> None:
