@@ -26,7 +26,7 @@ from faults.killing import (
 )
 
 #: Shards, and images of each: a job dumps about as long as it starts.
-SHARDS, IMAGES = 8, 192
+SHARDS, IMAGES = 4, 160
 
 HEAD = """\
 | killed | tries | of them in a dump job | whole shards repeated | files lost | wrong |
@@ -36,7 +36,7 @@ NAMES = {"job": "the job", "snakemake": "Snakemake and its jobs", "alone": "Snak
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 21
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     with tempfile.TemporaryDirectory() as place:
         peaceful = own_run(Path(place) / "peaceful", SHARDS * IMAGES, IMAGES)
         config = changed(SMALL, "contributions.shard_size", IMAGES)
