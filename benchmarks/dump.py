@@ -1,13 +1,15 @@
 """Dumps: how much of the rate of `decompose` alone a dump keeps, and how two workers scale.
 
     python -m benchmarks.dump [--model NAME] [--images N] [--size PIXELS] [--threads N] [--rounds N]
+                              [--only rates|workers|overhead]
 
 Made-up photographs on local disk are dumped (decoded, transformed, decomposed, encoded, compressed,
 written) and, in turn, decomposed alone, from memory, in the same batches. Then one worker dumps two
 shards, and two workers one each, every worker a process that is kept to one core; the clock starts
 when all have loaded their model. At last the workflow dumps a tiny model's two and twelve shards of
-one image, once: the difference is what a job costs beside its work. Every other comparison is of
-neighbours in time, and medians over rounds are printed as tables in Markdown.
+one image, once: the difference is what a job costs beside its work, also as time of processors,
+which other work beside it changes little. Every other comparison is of neighbours in time, and
+medians over rounds are printed as tables in Markdown.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -61,7 +64,7 @@ def load(name: str) -> VisionModel:
     return load_model(f"timm:{name}", pretrained=False)
 
 
-def compare(asked: argparse.Namespace, folder: Path, rows: pd.DataFrame) -> list[str]:
+def rates(asked: argparse.Namespace, folder: Path) -> list[str]:
     """Rates of dumping and of decomposing alone, in turn."""
     import torch
 
@@ -73,6 +76,7 @@ def compare(asked: argparse.Namespace, folder: Path, rows: pd.DataFrame) -> list
     from pipeline_lib.images import read_image
 
     torch.set_num_threads(asked.threads)
+    rows = photographs(folder, asked.images, asked.size)
     settings = Contributions(datasets=["x"], shard_size=len(rows), batch_size=asked.batch)
     model = load(asked.model)
     factors = model_factors(model, settings)
@@ -95,40 +99,53 @@ def compare(asked: argparse.Namespace, folder: Path, rows: pd.DataFrame) -> list
 
     alone(), dumping(-1)  # plans
     pairs = [(dumping(number), alone()) for number in range(asked.rounds)]
-    rates = [statistics.median(column) for column in zip(*pairs, strict=True)]
-    share = statistics.median(dump / own for dump, own in pairs)
+    dumped, own = (statistics.median(column) for column in zip(*pairs, strict=True))
+    share = statistics.median(one / other for one, other in pairs)
     where = f"{asked.model}, {asked.threads} threads, batch {asked.batch}, on {device}"
-    return [f"| {where} | {rates[0]:.1f} | {rates[1]:.1f} | {share:.2f} |"]
+    head = ["| | dump, images/s | decompose alone, images/s | share kept |", "|---|---|---|---|"]
+    return [*head, f"| {where} | {dumped:.1f} | {own:.1f} | {share:.2f} |"]
 
 
-def scaling(asked: argparse.Namespace, folder: Path) -> list[str]:
+def workers(asked: argparse.Namespace, folder: Path) -> list[str]:
     """Time of one worker for two shards, and of two workers for one each."""
+    rows = photographs(folder, asked.images, asked.size)
+    rows.to_parquet(folder / "rows.parquet")
     times = {count: [] for count in (1, 2)}
     for number in range(asked.rounds):
         for count in times:
             times[count].append(_workers(asked, folder, count, number))
     one, two = (statistics.median(times[count]) for count in times)
     ratio = statistics.median(a / b / 2 for a, b in zip(times[1], times[2], strict=True))
-    return [f"| {one:.1f} s | {two:.1f} s | {ratio:.2f} |"]
+    head = ["| one worker, two shards | two workers, one each | of perfect scaling |"]
+    return [*head, "|---|---|---|", f"| {one:.1f} s | {two:.1f} s | {ratio:.2f} |"]
 
 
-def overhead(folder: Path) -> list[str]:
+def overhead(asked: argparse.Namespace, folder: Path) -> list[str]:
     """Seconds of a dump job of one image with a tiny model, one job at a time: all is overhead."""
-    times, here = {}, Path(__file__).parent
-    tiny = yaml.safe_load((here / "tiny.yaml").read_text("utf-8"))
+    times = {count: _tiny_dumps(folder / f"jobs-{count}", count) for count in (2, 12)}
+    pairs = zip(("wall time", "time of processors"), times[2], times[12], strict=True)
+    rows = [f"| {name} | {a:.1f} s | {b:.1f} s | {(b - a) / 10:.1f} |" for name, a, b in pairs]
+    return ["| | two jobs | twelve jobs | seconds a job |", "|---|---|---|---|", *rows]
+
+
+def _tiny_dumps(place: Path, count: int) -> tuple[float, float]:
+    """Wall time and time of processors of a run of some dump jobs."""
+    (place / "photos" / "class").mkdir(parents=True)
+    photographs(place / "photos" / "class", count, 32)
+    tiny = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read_text("utf-8"))
     tiny["contributions"]["shard_size"] = 1
-    for count in (2, 12):
-        place = folder / f"jobs-{count}"
-        (place / "photos" / "class").mkdir(parents=True)
-        photographs(place / "photos" / "class", count, 32)
-        (place / "config.yaml").write_text(yaml.safe_dump(tiny))
-        _snakemake(place, "results/own/contributions/vit.bases.json")
-        _snakemake(place, "results/own/manifest/photos/images.parquet")
-        began = time.perf_counter()
-        _snakemake(place, "dumps")
-        times[count] = time.perf_counter() - began
-    each = (times[12] - times[2]) / 10
-    return [f"| {times[2]:.1f} s | {times[12]:.1f} s | {each:.1f} |"]
+    (place / "config.yaml").write_text(yaml.safe_dump(tiny))
+    _snakemake(place, "results/own/contributions/vit.bases.json")
+    _snakemake(place, "results/own/manifest/photos/images.parquet")
+    began, spent = time.perf_counter(), _spent()
+    _snakemake(place, "dumps")
+    return time.perf_counter() - began, _spent() - spent
+
+
+def _spent() -> float:
+    """Seconds of processors that ended children took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _snakemake(folder: Path, target: str) -> None:
@@ -186,6 +203,9 @@ def work(asked: argparse.Namespace) -> None:
         dump_shard(model, part, folder, store, settings, factors, workers=1)
 
 
+PARTS = {"rates": rates, "workers": workers, "overhead": overhead}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="vit_base_patch16_224")
@@ -194,25 +214,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=PARTS, help="one part of it")
     for name in ("--worker", "--core", "--folder", "--go"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
         return work(asked)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        rows = photographs(folder, asked.images, asked.size)
-        rows.to_parquet(folder / "rows.parquet")
-        print(f"{date.today():%d %B %Y}, {platform.processor() or platform.machine()}, "
-              f"{os.cpu_count()} cores, {asked.images} images of {asked.size}×{asked.size} pixels, "
-              f"median of {asked.rounds} pairs\n")  # fmt: skip
-        print("| | dump, images/s | decompose alone, images/s | share kept |\n|---|---|---|---|")
-        print("\n".join(compare(asked, folder, rows)), flush=True)
-        print("\n| one worker, two shards | two workers, one each | of perfect scaling |")
-        print("|---|---|---|")
-        print("\n".join(scaling(asked, folder)), flush=True)
-        print("\n| two jobs | twelve jobs | seconds a job |\n|---|---|---|")
-        print("\n".join(overhead(folder)))
+    print(f"{date.today():%d %B %Y}, {platform.processor() or platform.machine()}, "
+          f"{os.cpu_count()} cores, {asked.images} images of {asked.size}×{asked.size} pixels, "
+          f"median of {asked.rounds} pairs")  # fmt: skip
+    for part in PARTS if asked.only is None else [asked.only]:
+        with tempfile.TemporaryDirectory() as place:
+            print("\n" + "\n".join(PARTS[part](asked, Path(place))), flush=True)
 
 
 if __name__ == "__main__":

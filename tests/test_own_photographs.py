@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,13 @@ def shard_times(folder: Path) -> dict[str, int]:
     return {path.parts[-2]: path.stat().st_mtime_ns for path in objects}
 
 
-def dump(folder: Path) -> set[str]:
-    """Run the dumps; gives the shards that were written."""
+def dump(folder: Path, jobs: dict[str, int] | None = None) -> set[str]:
+    """Run the dumps; gives the shards that were written. All jobs are counted where asked."""
     before = shard_times(folder)
     done = snakemake(folder, "dumps")
     assert done.returncode == 0, done.stderr[-6000:]
+    ran = re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):$", done.stderr, re.MULTILINE)
+    assert jobs is None or Counter(ran) == Counter({**jobs, "dumps": 1}), ran
     assert not plan(folder, "dumps")
     return {shard for shard, time in shard_times(folder).items() if before.get(shard) != time}
 
@@ -40,9 +44,9 @@ def test_images_that_come_change_and_go_run_their_shards_only(own: Path) -> None
     photograph(own / "photos/class0/more.png", 77)  # row 10, in the last shard
     photograph(own / "photos/class1/3.png", 78)  # replaced in place: row 6
     first = read_table("manifest", results / "manifest/photos/images.parquet")
-    assert dump(own) == {"1", "2"}
+    assert dump(own, {"manifest": 1, "contributions": 2, "contributions_store": 1}) == {"1", "2"}
     (own / "photos/class0/0.png").unlink()  # row 0
-    assert dump(own) == {"0"}
+    assert dump(own, {"manifest": 1, "contributions": 1, "contributions_store": 1}) == {"0"}
     manifest = read_table("manifest", results / "manifest/photos/images.parquet")
     assert list(manifest["image_id"][:10]) == list(first["image_id"])
     assert manifest["image_id"][10] == "class0/more.png" and not manifest["active"][0]
@@ -64,19 +68,21 @@ def test_a_hundred_that_come_and_ten_that_go_spare_the_shard_without_any(tmp_pat
         (photos / name).unlink()
     for number in range(150, 250):
         photograph(photos / "class0" / f"{number}.png", number)
-    assert dump(folder) == {"0", "1", "3", "4"}
+    jobs = {"manifest": 1, "contributions": 4, "contributions_store": 1}
+    assert dump(folder, jobs) == {"0", "1", "3", "4"}
     manifest = read_table("manifest", path)
     assert (len(manifest), manifest["active"].sum()) == (250, 240)
     assert manifest["image_id"].tolist()[:150] == ids
 
 
 def test_touched_and_moved_photographs_are_not_dumped_again(own: Path) -> None:
+    jobs = {"manifest": 1, "contributions_store": 1}
     for path in (own / "photos").rglob("*.png"):
         os.utime(path)
-    assert dump(own) == set()
+    assert dump(own, jobs) == set()
     (own / "photos").rename(own / "elsewhere")
     write_config(own, changed(SMALL, "datasets.photos.path", "elsewhere"))
-    assert dump(own) == set()
+    assert dump(own, jobs) == set()
     (own / "elsewhere").rename(own / "photos")
     write_config(own, SMALL)
     assert dump(own) == set()
@@ -101,5 +107,6 @@ def test_labels_that_change_are_no_reason_to_dump(tmp_path: Path) -> None:
 def test_another_size_of_shards_is_another_layout(own: Path, tmp_path: Path) -> None:
     shutil.copytree(own, tmp_path / "copy", copy_function=shutil.copy2)
     write_config(tmp_path / "copy", changed(SMALL, "contributions.shard_size", 6))
-    assert dump(tmp_path / "copy") == {"0", "1"}
+    jobs = {"manifest": 1, "bases": 1, "contributions": 2, "contributions_store": 1}
+    assert dump(tmp_path / "copy", jobs) == {"0", "1"}
     assert set(shard_times(tmp_path / "copy")) == {"0", "1"}

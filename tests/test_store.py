@@ -189,6 +189,26 @@ def test_damage_is_found_named_and_repaired_by_writing_again(store: Path, how: s
     np.testing.assert_array_equal(read, values["coordinates"])
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_damage_at_any_place_is_found_with_its_shard(store: Path, seed: int) -> None:
+    """In a random object a random bit flips, or all behind a random place is cut off."""
+    make(store, values := arrays())
+    rng = np.random.default_rng(seed)
+    name, shard = str(rng.choice(sorted(values))), int(rng.choice(SHARDS))
+    victim = Path(shard_object(store, "contributions", name, shard))
+    content = bytearray(victim.read_bytes())
+    place = int(rng.integers(len(content)))
+    content[place] ^= 1 << int(rng.integers(8))
+    victim.write_bytes(bytes(content if seed % 2 else content[:place]))
+    rows = np.arange(SIZES["n"])
+    with pytest.raises(ArtifactError, match=rf"{name}/c/{shard}\b.* shard {shard}\.") as error:
+        Store(store, "contributions").read(name, rows)
+    assert f"rm -f {shard_object(store, 'contributions', 'coordinates', shard)}" in str(error.value)
+    others = rows[rows // SHARD != shard]
+    read = Store(store, "contributions").read(name, others)
+    np.testing.assert_array_equal(read, values[name][others])
+
+
 def test_damaged_bases_are_found_named_and_repaired_without_a_shard(store: Path) -> None:
     make(store, arrays())
     victim = Path(shard_object(store, "contributions", "bases", 0))
@@ -282,9 +302,10 @@ def test_a_store_of_another_kind_or_layout_is_refused(store: Path) -> None:
         Store(store, "contributions")
 
 
-def test_a_full_disk_leaves_nothing_of_the_shard(store: Path) -> None:
+@pytest.mark.parametrize("limit", [0, 100, 1_000, 10_000, 100_000, 200_000])
+def test_a_full_disk_leaves_nothing_of_the_shard(store: Path, limit: int) -> None:
     big = part(arrays({**SIZES, "r": 20_000}), 0)
-    with file_size_limit(200_000), pytest.raises(ArtifactError, match="nothing of shard 0 was"):
+    with file_size_limit(limit), pytest.raises(ArtifactError, match="nothing of shard 0 was"):
         write_shard(store, "contributions", 0, big, shard_size=SHARD)
     assert [path for path in store.glob("*/c/**/*") if path.is_file()] == []
 
