@@ -220,9 +220,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.worker:
         return work(asked)
+    sizes = f", {asked.images} images of {asked.size}×{asked.size} pixels, median of {asked.rounds}"
     print(f"{date.today():%d %B %Y}, {platform.processor() or platform.machine()}, "
-          f"{os.cpu_count()} cores, {asked.images} images of {asked.size}×{asked.size} pixels, "
-          f"median of {asked.rounds} pairs")  # fmt: skip
+          f"{os.cpu_count()} cores{'' if asked.only == 'overhead' else sizes}")  # fmt: skip
     for part in PARTS if asked.only is None else [asked.only]:
         with tempfile.TemporaryDirectory() as place:
             print("\n" + "\n".join(PARTS[part](asked, Path(place))), flush=True)
