@@ -60,4 +60,6 @@ def test_slurm_gives_models_a_gpu_and_groups_small_jobs(run: Path) -> None:
     (report,) = jobs(output, "report")
     assert "mem_mb=4000" in report and "runtime=60" in report
     assert jobs(output, "exactness") == []  # none alone:
-    assert len(re.findall(r"^    rule exactness:$", output, re.MULTILINE)) == 4
+    grouped = re.findall(r"^    rule exactness:\n((?:        .*\n)+)", output, re.MULTILINE)
+    assert len(grouped) == 4
+    assert all("runtime=10" in text for text in grouped)  # a group asks for the sum

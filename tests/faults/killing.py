@@ -127,7 +127,7 @@ def dump_seconds(folder: Path) -> float:
 
 
 def interrupted(
-    folder: Path, target: str, moments: Sequence[float], truth: dict[str, bytes]
+    folder: Path, target: str, moments: Sequence[tuple[int, float]], truth: dict[str, bytes]
 ) -> Round:
     """Kill a run at some moments, resume it each time and to its end, and compare with the truth.
 
@@ -137,15 +137,16 @@ def interrupted(
         One of `TARGETS`. Where the job is killed Snakemake goes on with the next, and is resumed
         when it has ended.
     moments
-        Seconds after the start of a dump job, of another job each time. There are fewer kills where
-        all shards are complete before.
+        How many dump jobs are let pass, and seconds after the start of the next. There are fewer
+        kills where all shards are complete before.
     """
     run, seen = start(folder), set[int]()
     struck: list[tuple[str, set[int], int]] = []  # rule, shards complete, number of the run
     dumped: list[set[int]] = []  # shards that each run dumped
     lost = wrong = 0
-    for seconds in moments:
-        if not _next_dump(run, seen) or not _goes_on(run, seconds):
+    for passed, seconds in moments:
+        started = [_next_dump(run, seen) for _ in range(passed + 1)]
+        if not all(started) or not _goes_on(run, seconds):
             break
         done, stage = complete_shards(folder), running_rule(run.pid)
         _strike(run, target)
@@ -207,11 +208,12 @@ def _dumped(folder: Path) -> set[int]:
 
 
 def _of_shards(truth: dict[str, bytes], shards: set[int]) -> dict[str, bytes]:
-    """Files of some shards; what describes a whole store is none of them."""
+    """Files that the jobs of some shards write: `{array}/c/{shard}/…`, but for the bases."""
+    places = {name: name.split("/") for name in truth}
     return {
-        name: bytes_
-        for name, bytes_ in truth.items()
-        if "/c/" in name and int(name.split("/c/")[1].split("/")[0]) in shards
+        name: truth[name]
+        for name, (array, *place) in places.items()
+        if array != "bases" and place[:1] == ["c"] and int(place[1]) in shards
     }
 
 

@@ -60,7 +60,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(dumped: Path, tmp_path: Path, ta
     """Two kills each; `python -m faults` makes as many as asked (docs/faults.md)."""
     shutil.copytree(dumped, tmp_path / "own", copy_function=shutil.copy2)
     fresh, moment, seconds = undumped(tmp_path / "own"), random.Random(target), dump_seconds(dumped)
-    moments = [moment.uniform(0.0, 1.0) * seconds for _ in range(2)]
+    moments = [(passed, moment.uniform(0.0, seconds)) for passed in range(2)]
     result = interrupted(fresh, target, moments, content(dumped))
     assert result.kills
     assert (result.lost, result.wrong) == (0, 0)
