@@ -31,7 +31,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "world": 1,
     "manifest": 1,
     "features": 1,
-    "contributions": 3,
+    "contributions": 4,
     "maps": 2,
     "scores": 8,
     "validation": 5,
