@@ -35,7 +35,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "maps": 2,
     "scores": 8,
     "validation": 5,
-    "comparison": 3,
+    "comparison": 2,
     "ablation": 4,
     "retrieval": 3,
     "heatmaps": 1,
@@ -407,7 +407,7 @@ _TABLES = (
     ),
     Table(
         "counterparts",
-        "For each component the one of every model that is most alike on the same images.",
+        "For each component the one of every model that varies over the same images most alike.",
         (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
@@ -416,12 +416,10 @@ _TABLES = (
             Column("other_model", "string", "model compared with; may be the same"),
             Column("other_component", "int64", "component of it"),
             Column("other_id", "string", "name of that component"),
-            Column("measure", "string", "how they are compared: geometry or mapped"),
             Column(
                 "similarity",
                 "float64",
-                "geometry: linear CKA over images (unbiased); mapped: cosine of the mapped "
-                "contributions to all images, centred; at most 1, near 0 by chance",
+                "linear CKA over images (unbiased), at most 1; near 0 by chance",
             ),
         ),
     ),

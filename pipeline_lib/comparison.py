@@ -1,20 +1,18 @@
 """Several models side by side: where each feature lives, and which components vary alike.
 
-Works on tables of scores, on how alike components find the same images, and on what they write into
-CLIP space for the same images, so that models of different widths and spaces can be compared. Axis
-letters: `n` image, `c` component, `d` model width, `e` CLIP width, `p` what is compared (a pair of
-images, or an image and a direction of CLIP space).
+Works on tables of scores, and on how alike components find the same images, so that models of
+different widths and spaces can be compared. Axis letters: `n` image, `c` component, `d` model
+width, `p` pair of images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from pipeline_lib.maps import Maps
 from pipeline_lib.significance import carriers
 
 #: Images over which components are compared, and how many neighbouring ones are read at once.
@@ -93,45 +91,13 @@ def patterns(
     Linear CKA (Kornblith et al., ICML 2019) with the unbiased estimator of HSIC (Song et al., JMLR
     2012): 1 for equal geometry up to turning and scaling, 0 on average for none.
     """
-    return np.stack([_pattern(part) for part in _each_centred(read, components, width)])
-
-
-def mapped_patterns(
-    read: Callable[[Sequence[int]], Float[np.ndarray, "n b d"]], components: int, maps: Maps
-) -> Float[np.ndarray, "c p"]:
-    """What each component writes into CLIP space, image by image, as unit vectors.
-
-    Products of two are the cosine of the mapped contributions to all images side by side, centred
-    over the images: 1 where two components write the same differences between images in the same
-    directions of CLIP space, up to scale.
-
-    Parameters
-    ----------
-    read, components
-        As of `patterns`.
-    maps
-        The model's maps to CLIP space.
-    """
-    width = len(maps.bias) if maps.weights is None else maps.weights.shape[1]
-    maps.check(components, width)
-    found = []
-    for component, part in enumerate(_each_centred(read, components, width)):
-        if maps.weights is not None:
-            part = part @ maps.weights[component if len(maps.weights) > 1 else 0].numpy()
-        size = np.linalg.norm(part)
-        found.append((part / size if size > 1e-10 else np.zeros_like(part)).ravel())
-    return np.stack(found).astype(np.float32)
-
-
-def _each_centred(
-    read: Callable[[Sequence[int]], Float[np.ndarray, "n b d"]], components: int, width: int
-) -> Iterator[Float[np.ndarray, "n d"]]:
-    """Contributions of one component after another, less their mean, a few read at a time."""
     step = max(1, _BATCH_BYTES // (4 * COMPARED * width))
+    found = []
     for start in range(0, components, step):
         values = read(range(start, min(start + step, components)))
         values = values - values.mean(axis=0)
-        yield from values.astype(np.float64).swapaxes(0, 1)
+        found += [_pattern(values[:, place].astype(np.float64)) for place in range(values.shape[1])]
+    return np.stack(found)
 
 
 def _pattern(part: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " p"]:
@@ -149,14 +115,14 @@ def _pattern(part: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " p"]:
 def counterpart_table(
     seen: Mapping[str, Float[np.ndarray, "c p"]], names: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
-    """Rows of table `counterparts` by one measure, for every ordered pair of models.
+    """Rows of table `counterparts`, without data set, for every ordered pair of models.
 
     Within a model, the most alike among the *other* components. Constant components have no row.
 
     Parameters
     ----------
     seen
-        Model to its `patterns`, or its `mapped_patterns`, over the same images.
+        Model to its `patterns` over the same images.
     names
         Model to the ids of its components.
     """

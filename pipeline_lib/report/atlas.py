@@ -99,7 +99,6 @@ class _Lookup:
         self._images = _by_component(run["top_images"].sort_values("rank", kind="stable"))
         self._token_maps = _by_component(run["token_maps"].sort_values("rank", kind="stable"))
         near = run["counterparts"]
-        near = near[near["measure"] == "geometry"]
         self._near = _by_component(near[near["model"] != near["other_model"]])
         self._drops = _drops(run["ablation"])
 

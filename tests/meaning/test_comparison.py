@@ -5,18 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from pipeline_lib.comparison import (
     COMPARED,
     compared_images,
     comparison_table,
     counterpart_table,
-    mapped_patterns,
     patterns,
 )
-from pipeline_lib.errors import ArtifactError
-from pipeline_lib.maps import Maps
 
 
 def scores(values: dict[str, list[float]], model: str = "deit") -> pd.DataFrame:
@@ -108,37 +104,6 @@ def test_constant_components_have_no_counterpart() -> None:
     table = counterpart_table({"a": seen(values), "b": seen(values)}, dict.fromkeys("ab", "xy"))
     assert set(table["component"]) == {0}
     assert set(table.query("model != other_model")["other_component"]) == {0}
-
-
-def mapped(values: np.ndarray, maps: Maps) -> np.ndarray:
-    """Mapped patterns of contributions in memory."""
-    return mapped_patterns(lambda components: values[:, list(components)], values.shape[1], maps)
-
-
-def test_what_is_written_into_clip_space_is_compared_and_not_what_leads_there() -> None:
-    rng = np.random.default_rng(4)
-    one, other = rng.normal(size=(40, 2, 5)), rng.normal(size=(40, 3, 7))
-    weights = [torch.from_numpy(rng.normal(size=shape)) for shape in ((2, 5, 4), (3, 7, 4))]
-    said = one[:, 0] @ weights[0][0].numpy()  # [n, e]
-    other[:, 1] = 3 * said @ np.linalg.pinv(weights[1][1].numpy()) + 2
-    maps = [Maps("anchored", w, torch.zeros(4)) for w in weights]
-    seen_by = {"a": mapped(one, maps[0]), "b": mapped(other, maps[1])}
-    table = counterpart_table(seen_by, {"a": ["a0", "a1"], "b": ["b0", "b1", "b2"]})
-    first = table.query("model == 'a' and other_model == 'b'").iloc[0]
-    assert first["other_id"] == "b1" and first["similarity"] == pytest.approx(1.0, abs=1e-6)
-    a, b = one[:, 1] @ weights[0][1].numpy(), other[:, 2] @ weights[1][2].numpy()
-    a, b = a - a.mean(0), b - b.mean(0)
-    cosine = (a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b))
-    assert seen_by["a"][1] @ seen_by["b"][2] == pytest.approx(cosine, abs=1e-6)
-
-
-def test_one_map_the_identity_and_maps_of_other_components() -> None:
-    values = np.random.default_rng(6).normal(size=(20, 3, 4))
-    plain = mapped(values, Maps("identity", None, torch.zeros(4)))
-    shared = mapped(values, Maps("shared", 2 * torch.eye(4).double()[None], torch.zeros(4)))
-    assert np.allclose(plain, shared, atol=1e-6) and plain.shape == (3, 80)
-    with pytest.raises(ArtifactError):
-        mapped(values, Maps("anchored", torch.zeros(2, 4, 4), torch.zeros(4)))
 
 
 def test_images_are_compared_in_even_runs() -> None:

@@ -391,9 +391,7 @@ def _write_known(run: Path) -> None:
                 like = others.iloc[component.component % len(others)]
                 own = {"component": component.component, "id": component.id, "other_model": other}
                 its = {"other_component": int(like["component"]), "other_id": str(like["id"])}
-                for how in ("geometry", "mapped"):
-                    alike = {"measure": how, "similarity": float(rng.uniform(0.2, 1))}
-                    counterparts.append(base | own | its | alike)
+                counterparts.append(base | own | its | {"similarity": float(rng.uniform(0.2, 1))})
         _write_opened(run, model, components, rng)
     for name, rows, path in (
         ("validation", validation, "validation/world"),

@@ -84,39 +84,31 @@ def _counterparts(run: Run) -> Listing:
     first, *others = run.models_in(table)
     own = scores[(scores["model"] == first) & (scores["kind"] != "bias")]
     tops = own.loc[own.groupby("feature", sort=False)["score"].idxmax()]
-    own_pairs = table[table["model"] == first]
-    ways = {
-        how: part.set_index(["component", "other_model"])
-        for how, part in own_pairs.groupby("measure", sort=False)
-    }
+    pairs = table[table["model"] == first].set_index(["component", "other_model"])
     rows = []
     for top in tops.itertuples():
         row = {"feature": top.feature, "top": Component(first, top.id)}
         for other in others:
-            for how, pairs in ways.items():
-                found = pairs.loc[(top.component, other)]
-                row[f"{other}-{how}"] = Component(other, found["other_id"])
-                row[f"{other}-{how}-alike"] = float(found["similarity"])
+            found = pairs.loc[(top.component, other)]
+            row[other] = Component(other, found["other_id"])
+            row[f"{other}-similarity"] = float(found["similarity"])
         rows.append(row)
     fields = [
         Field("feature", "feature", number=False),
         Field("top", f"top component of {first}", number=False),
     ]
     for other in others:
-        for how, title in (("geometry", other), ("mapped", f"{other}, mapped")):
-            fields.append(Field(f"{other}-{how}", title, number=False))
-            fields.append(Field(f"{other}-{how}-alike", "alike", lambda value: f"{value:.2f}"))
+        fields.append(Field(other, other, number=False))
+        fields.append(Field(f"{other}-similarity", "alike", lambda value: f"{value:.2f}"))
     return Listing(
         "counterparts",
         "Which component of another model does the same?",
         Caption(
             f"For the best component of each feature in {first}: the component of every other "
-            "model whose contributions tell the same images apart most alike, and the one that "
-            "writes most alike into CLIP space (mapped).",
-            "First, linear centred kernel alignment of their contributions, before the maps: 1 for "
-            "the same geometry up to turning and scaling. Mapped: cosine of the mapped "
-            "contributions to all images side by side, less their mean. Both near 0 by chance. The "
-            "table behind has every component of every model.",
+            "model whose contributions tell the same images apart most alike.",
+            "Linear centred kernel alignment of their contributions, before the maps: 1 for the "
+            "same geometry up to turning and scaling, near 0 by chance. The table behind has "
+            "every component of every model.",
             "the images of the scores",
             "The nearest one is named however far it is: read the number.",
         ),
