@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -42,6 +41,7 @@ from pipeline_lib import decomposition
 from pipeline_lib.decomposition import Decomposition, Plan, decompose, plan_for
 from pipeline_lib.decomposition.operations import module_path
 from pipeline_lib.errors import VitAtlasError
+from pipeline_lib.provenance import source_hash
 
 log = logging.getLogger("coverage")
 
@@ -320,14 +320,9 @@ def check_apart(case: Case, *, seconds: float, memory: int, scratch: Path) -> di
     return row | {"seconds": time.perf_counter() - begin} | outcome | {"engine": engine_state()}
 
 
-@functools.cache
 def engine_state() -> str:
-    """Twelve letters that stand for the decomposition's source."""
-    folder = Path(decomposition.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+    """Letters that stand for the decomposition's source."""
+    return source_hash(Path(decomposition.__file__).parent)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ from pipeline_lib.factors import Factors
 
 logger = logging.getLogger(__name__)
 
-#: Coordinates of one piece, in bytes; a pass holds two pieces.
+#: Coordinates of one piece, in bytes; `read_pass` holds two pieces, `work_through` one a thread.
 BATCH_BYTES = 32 * 2**20
 
 #: Pieces hold a multiple of so many images where they can: whole chunks of a store.
@@ -134,18 +134,25 @@ def read_pass(
     tuple
         Places in `index`, and the coordinates in `source.factors` of the images there.
     """
-    pieces = list(batches(index, source.factors.columns))
-    if not pieces:
+    places = _places(source, index)
+    if not places:
         return
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(source.coordinates, pieces[0])
-        start = 0
-        for number, piece in enumerate(pieces):
+        ahead = reader.submit(source.coordinates, index[places[0]])
+        for number, where in enumerate(places):
             values = ahead.result()
-            if number + 1 < len(pieces):
-                ahead = reader.submit(source.coordinates, pieces[number + 1])
-            yield slice(start, start + len(piece)), values
-            start += len(piece)
+            if number + 1 < len(places):
+                ahead = reader.submit(source.coordinates, index[places[number + 1]])
+            yield where, values
+
+
+def _places(source: ContributionSource, index: Int[np.ndarray, " n"]) -> list[slice]:
+    """Places in `index` of one piece after another."""
+    places, start = [], 0
+    for piece in batches(index, source.factors.columns):
+        places.append(slice(start, start + len(piece)))
+        start += len(piece)
+    return places
 
 
 def work_through(
@@ -165,10 +172,7 @@ def work_through(
     work
         Takes what `read_pass` yields, in any order and several at a time.
     """
-    places, start = [], 0
-    for piece in batches(index, source.factors.columns):
-        places.append(slice(start, start + len(piece)))
-        start += len(piece)
+    places = _places(source, index)
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(get_num_threads()) as pool:
         list(pool.map(lambda where: work(where, source.coordinates(index[where])), places))
 

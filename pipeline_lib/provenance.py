@@ -61,7 +61,10 @@ def code_facts() -> dict[str, Any]:
     """Schema version, code and libraries of this process."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "code": {"version": _version_of("vit-atlas"), "sources": _source_hash()},
+        "code": {
+            "version": _version_of("vit-atlas"),
+            "sources": source_hash(Path(__file__).parent),
+        },
         "libraries": {"python": platform.python_version(), **_library_versions()},
     }
 
@@ -119,10 +122,9 @@ def _library_versions() -> dict[str, str | None]:
 
 
 @lru_cache
-def _source_hash() -> str:
-    """Hash of the sources of this package."""
+def source_hash(folder: Path) -> str:
+    """Hash of the Python sources in a folder and below: 16 letters, read once a process."""
     digest = hashlib.sha256()
-    folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

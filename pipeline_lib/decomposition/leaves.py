@@ -60,7 +60,7 @@ def joined(leaves: list[Leaf]) -> list[Leaf]:
     """
     found: dict[object, Leaf] = {}
     for leaf in leaves:
-        key = (leaf.node, leaf.path, leaf.head_axes, leaf.product, leaf.kind == "stem")
+        key = (leaf.node, leaf.path, leaf.head_axes, leaf.product)
         if key in found:
             first = found[key]
             merged = merge([*first.readouts, *leaf.readouts])

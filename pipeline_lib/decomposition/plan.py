@@ -203,10 +203,8 @@ def _mean(captured: Capture, node: fx.Node, facts: Facts) -> fx.Node:
 
 def _assemble(captured: Capture, walk: Walk, readout: str) -> Plan:
     stem = [leaf for leaf in walk.findings.leaves if leaf.kind == "stem"]
-    leaves = sorted(
-        (leaf for leaf in joined(walk.findings.leaves) if leaf.kind != "stem"),
-        key=lambda leaf: leaf.order,
-    )
+    branches = joined([leaf for leaf in walk.findings.leaves if leaf.kind != "stem"])
+    leaves = sorted(branches, key=lambda leaf: leaf.order)
     _refuse_hidden_attention(walk, leaves)
     rows: list[dict[str, object]] = []
     spans: list[tuple[int, int]] = []
@@ -248,15 +246,15 @@ def _assemble(captured: Capture, walk: Walk, readout: str) -> Plan:
     return Plan(
         captured, walk.facts, walk, walk.context, stem, leaves, walk.findings.constants,
         walk.findings.stem_constants, taps, walk.output, width, readout, table, components,
-        spans, runner, dense=walk.dense or _dense_beside(walk),
+        spans, runner, dense=_any_dense(walk, [*stem, *leaves]),
     )  # fmt: skip
 
 
-def _dense_beside(walk: Walk) -> bool:
-    """Whether readouts inside branches are dense."""
+def _any_dense(walk: Walk, leaves: list[Leaf]) -> bool:
+    """Whether readouts of leaves, as they are contracted, or of constants are dense."""
     found = walk.findings
     readouts = [c.readout for c in (*found.constants, *found.stem_constants)]
-    readouts += [readout for leaf in found.leaves for readout in leaf.readouts]
+    readouts += [readout for leaf in leaves for readout in leaf.readouts]
     return any(readout.dense for readout in readouts)
 
 

@@ -32,8 +32,6 @@ class Walk:
     ----------
     findings
         Leaves, constants and barriers found, and the rows of the plan's table.
-    dense
-        Whether some readouts on the stream are dense.
     """
 
     def __init__(
@@ -51,7 +49,6 @@ class Walk:
         self.pass_through = pass_through
         self.freeze_gates = freeze_gates
         self.head = head
-        self.dense = False
         self.joined = False
         self.facts = Facts(capture)
         self.context = Context(self.facts, {}, MOST_PRODUCTS)
@@ -68,9 +65,7 @@ class Walk:
         for node in reversed(self.facts.nodes):
             readouts = self.stream.pop(node)
             if readouts:
-                merged = merge(readouts)
-                self.dense = self.dense or merged[0].dense
-                self._visit(node, merged)
+                self._visit(node, merge(readouts))
 
     def _visit(self, node: fx.Node, readouts: list[Readout]) -> None:
         if not self.paths.has_residual(node):

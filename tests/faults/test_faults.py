@@ -206,10 +206,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_result_is_the_same(
     run = Halving(doubled)
     parts = list(run(images))
     assert torch.equal(torch.cat([part for _, part in parts]), 2 * images)
-    assert max(where.stop - where.start for where, _ in parts) == fits
+    whole, rest = divmod(13, fits)
+    assert [where.stop - where.start for where, _ in parts] == [fits] * whole + [rest] * (rest > 0)
+    tried = [size for size in (13, 6, 3, 1) if size >= fits]
+    assert sizes[: len(tried)] == tried
     assert "out of memory with 13 images; going on with 6" in caplog.text
     sizes.clear()
-    list(run(images[:8]))
+    assert len(list(run(images[:8]))) == -(-8 // fits)
     assert max(sizes) == fits  # what did not fit is not tried again
 
 
