@@ -23,6 +23,8 @@ class Leaf:
         The tensor whose readout gives the contribution.
     readouts
         How the representation reads it; several are summed.
+    kept
+        The same at the part of `node` that is recorded (`records`).
     kind
         `head`, `attention`, `mlp`, `conv` or `stem`.
     head_axes
@@ -51,6 +53,7 @@ class Leaf:
     before: int = 1
     product: fx.Node | None = None
     end: fx.Node | None = None
+    kept: list[Readout] = field(default_factory=list)
 
 
 def joined(leaves: list[Leaf]) -> list[Leaf]:
@@ -129,7 +132,6 @@ class Findings:
         chain: list[fx.Node],
     ) -> Leaf:  # fmt: skip
         """Register a component; its name is the module that ran the operations of `chain`."""
-        self.context.tap(node)
         path = chain_path(chain or [node])
         leaf = Leaf(node, readouts, kind, path, constants=constants)
         leaf.order = self.facts.index[node]

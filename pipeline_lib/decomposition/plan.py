@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,8 @@ from pipeline_lib.decomposition.facts import Facts
 from pipeline_lib.decomposition.heads import channel_axes, separate_heads
 from pipeline_lib.decomposition.leaves import Leaf, joined
 from pipeline_lib.decomposition.operations import module_path, op_name, where
-from pipeline_lib.decomposition.readout import Run
+from pipeline_lib.decomposition.readout import Box, Run
+from pipeline_lib.decomposition.records import part_of, record_parts
 from pipeline_lib.decomposition.rules import Constant, Context
 from pipeline_lib.decomposition.walk import Walk
 from pipeline_lib.errors import DecompositionRefused
@@ -116,25 +118,29 @@ def _walked(
     Where blocks of several scales add class tokens of their own, passing the products nearest the
     image first would pass them all; passing those nearest the output reaches the streams sooner.
     """
-    walk = _passing(captured, output, freeze_gates, head, nearest_output=False)
-    if len(walk.pools) < 2:
+    walk = _passing(captured, output, freeze_gates, head)
+    assert walk is not None
+    fewer = len(walk.pools) - 1
+    if fewer < 1:
         return walk
-    other = _passing(captured, output, freeze_gates, head, nearest_output=True)
-    return other if len(other.pools) < len(walk.pools) else walk
+    return _passing(captured, output, freeze_gates, head, nearest_output=True, most=fewer) or walk
 
 
 def _passing(
     captured: Capture, output: fx.Node, freeze_gates: bool, head: str | None, *,
-    nearest_output: bool,
-) -> Walk:  # fmt: skip
+    nearest_output: bool = False, most: int | None = None,
+) -> Walk | None:  # fmt: skip
     """Walk again and again, until every product that reads a hidden stream is passed through.
 
     The first walk passes no attention, so that every product that reads a hidden stream shows.
+    None, where more than `most` products would have to be passed.
     """
     pools: frozenset[fx.Node] = frozenset()
     walk = Walk(captured, output, pass_through=False, freeze_gates=freeze_gates, head=head)
     walk.run()
     while (pool := walk.hidden_pool(nearest_output)) is not None or not walk.pass_through:
+        if pool is not None and len(pools) == most:
+            return None
         pools |= {pool} if pool is not None else set()
         walk = Walk(captured, output, pools, freeze_gates=freeze_gates, head=head)
         walk.run()
@@ -240,8 +246,9 @@ def _assemble(captured: Capture, walk: Walk, readout: str) -> Plan:
     components = pd.DataFrame(rows)
     components.insert(0, "component", range(len(components)))
     table = pd.DataFrame(walk.findings.rows, columns=["module", "operation", "role", "detail"])
-    taps = list(walk.context.taps)
-    runner = runner_for(captured, walk.output, taps)
+    parts = record_parts(walk.facts, [*stem, *leaves], walk.context.taps)
+    taps = list(dict.fromkeys([*walk.context.taps, *parts]))
+    runner = runner_for(captured, walk.output, taps, parts)
     width = int(walk.output.meta["val"].shape[-1])
     return Plan(
         captured, walk.facts, walk, walk.context, stem, leaves, walk.findings.constants,
@@ -316,13 +323,18 @@ def _numbering(leaves: list[Leaf]) -> tuple[list[int], list[int]]:
     return blocks, stages
 
 
-def runner_for(captured: Capture, output: fx.Node, taps: list[fx.Node]) -> fx.GraphModule:
-    """The captured graph returning the representation and the recorded tensors."""
+def runner_for(
+    captured: Capture, output: fx.Node, taps: list[fx.Node], parts: Mapping[fx.Node, Box]
+) -> fx.GraphModule:
+    """The captured graph returning the representation and the recorded tensors, or their parts."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
+    recorded: dict[fx.Node, fx.Node] = {}
     for node in captured.graph.nodes:
         if node.op != "output":
             copies[node] = graph.node_copy(node, lambda other: copies[other])
-    graph.output(tuple(copies[node] for node in [output, *taps]))
+        if node in parts:
+            recorded[node] = part_of(graph, copies[node], parts[node])
+    graph.output((copies[output], *(recorded.get(node, copies[node]) for node in taps)))
     graph.eliminate_dead_code()
     return fx.GraphModule(captured.module, graph)

@@ -132,7 +132,7 @@ def _add_factored(plan: Plan, run: Run, values: Tensor, directions: Tensor | Non
     n, _, width = values.shape
     terms = constant_terms(plan, run, directions)
     for leaf in plan.stem:
-        for readout in leaf.readouts:
+        for readout in leaf.kept:
             if not readout.dense:
                 values[:, 0] += contract(
                     run, run.values[leaf.node], readout, before=leaf.before, directions=directions
@@ -142,7 +142,7 @@ def _add_factored(plan: Plan, run: Run, values: Tensor, directions: Tensor | Non
             term = constant_term(run, constant)
             values[:, 0] += term if directions is None else term @ directions.T
     for leaf, (begin, stop) in zip(plan.leaves, plan.spans, strict=True):
-        for readout in leaf.readouts:
+        for readout in leaf.kept:
             if not readout.dense:
                 part = contract(
                     run, run.values[leaf.node], readout, leaf.head_axes, before=leaf.before,
@@ -160,14 +160,14 @@ def _add_dense(plan: Plan, run: Run, values: Tensor) -> None:
     n, _, width = values.shape
     terms = {id(c): constant_term(run, c) for c in plan.constants if c.readout.dense}
     for leaf in plan.stem:
-        for readout in leaf.readouts:
+        for readout in leaf.kept:
             if readout.dense:
                 values[:, 0] += contract(run, run.values[leaf.node], readout, before=leaf.before)
     for constant in plan.stem_constants:
         if constant.readout.dense:
             values[:, 0] += constant_term(run, constant)
     for leaf, (begin, stop) in zip(plan.leaves, plan.spans, strict=True):
-        for readout in leaf.readouts:
+        for readout in leaf.kept:
             if readout.dense:
                 part = contract(
                     run, run.values[leaf.node], readout, leaf.head_axes, before=leaf.before

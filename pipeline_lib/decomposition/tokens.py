@@ -97,9 +97,8 @@ class TokenPlan:
         every = [leaf for group in self.leaves.values() for leaf in group] + self.stem
         self.dense = plan.dense or any(r.dense for leaf in every for r in leaf.readouts)
         self.column_bytes: dict[tuple[int, ...], ColumnBytes] = {}  # by rows asked for
-        taps = dict.fromkeys([*plan.context.taps, *plan.taps])
-        self.taps = list(taps)
-        self.runner = runner_for(plan.capture, plan.output, self.taps)
+        self.taps = list(dict.fromkeys([*plan.context.taps, *(leaf.node for leaf in every)]))
+        self.runner = runner_for(plan.capture, plan.output, self.taps, {})
 
     def _token_leaves(self, leaf: Leaf) -> list[TokenLeaf]:
         plan = self.plan
@@ -117,7 +116,6 @@ class TokenPlan:
                 [through(plan.context, found, r, heads_apart=not inner) for r in readouts]
             )
             found = product(plan.facts, values) if inner else None
-        plan.context.tap(values)
         return [self._plain(values, readouts, leaf.head_axes)]
 
     def _token_constant(self, constant: Constant) -> TokenLeaf:
