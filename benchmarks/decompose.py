@@ -2,14 +2,14 @@
 
     python -m benchmarks.decompose [--models NAME …] [--batch 8] [--device cuda] [--repeats 20]
                                    [--compile] [--out FILE.parquet]
-    python -m benchmarks.decompose --peaks --models ViT-L-14 --batch 256
+    python -m benchmarks.decompose --peaks --models ViT-L-14 --batch 256 --mode head
 
 Plain and decomposed passes of the same batch alternate in one process after a warm-up; the ratio is
-the median of the paired ratios. Each is also run once in a process of its own (CPU) or with fresh
-counters (GPU) for its peak memory above what was held before. `lean` is the decomposition's peak
-above that of the plain pass, in parts of the plain pass's activations: all that its operations
-write. On a GPU every row is repeated under bfloat16 autocast. `--peaks` measures the peaks alone,
-of one plain and one decomposed pass, for batches that are too large to repeat.
+the median of the paired ratios. Each is also run for its peak memory above what was held before: on
+a GPU with fresh counters, on a CPU in a process of its own that gives memory back at once. `lean`
+is the decomposition's peak above that of the plain pass, in parts of the plain pass's activations:
+all that its operations write. On a GPU every row is repeated under bfloat16 autocast. `--peaks`
+measures the memory alone, for batches that are too large to repeat.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import multiprocessing
+import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -77,10 +80,12 @@ def plain_pass(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[operator]
 
 
-def modes(name: str, model: nn.Module, width: int, device: str) -> dict[str, Callable]:  # type: ignore[type-arg]
-    """What is timed against the plain pass, by name; each returns contributions."""
+def modes(
+    name: str, model: nn.Module, width: int, options: argparse.Namespace
+) -> dict[str, Callable]:  # type: ignore[type-arg]
+    """What is measured beside the plain pass, by name; each returns contributions."""
     generator = torch.Generator().manual_seed(4)
-    directions = torch.randn(8, width, generator=generator).to(device)
+    directions = torch.randn(8, width, generator=generator).to(options.device)
     found = {
         "head": lambda x: decompose(model, x).values,
         "token, 8 directions": lambda x: (
@@ -89,8 +94,11 @@ def modes(name: str, model: nn.Module, width: int, device: str) -> dict[str, Cal
     }
     if name in PUBLISHED:
         found["published way"] = lambda x: decompose_published(model, x)
-    return found
+    return {mode: call for mode, call in found.items() if mode.split(",")[0] in options.mode}
 
+
+#: Their names in short, for the command line.
+MODES = ("head", "token", "published way")
 
 #: Modes whose bar is stated on 20 repeats; the others are slower, and repeated less.
 FULL = ("head",)
@@ -125,9 +133,10 @@ def activations(call: Callable[[], object]) -> int:
     return written.bytes
 
 
-def peak(call: Callable[[], object], device: str) -> float:
-    """Peak memory of a call above what was held before, in bytes."""
+def peak(call: Callable[[], object], device: str, warm: Callable[[], object]) -> float:
+    """Peak memory of a call above what was held before, in bytes; after another, untold call."""
     if device.startswith("cuda"):
+        warm()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -135,29 +144,24 @@ def peak(call: Callable[[], object], device: str) -> float:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     reader, writer = multiprocessing.Pipe(duplex=False)
-    worker = multiprocessing.get_context("fork").Process(target=_peak_apart, args=(call, writer))
+    worker = multiprocessing.get_context("fork").Process(
+        target=_peak_apart, args=(call, warm, writer)
+    )
     worker.start()
     growth = reader.recv()
     worker.join()
     return growth
 
 
-def _peak_apart(call: Callable[[], object], writer: Connection) -> None:
+def _peak_apart(call: Callable[[], object], warm: Callable[[], object], writer: Connection) -> None:
     torch.set_num_threads(1)
-    _give_memory_back()
+    warm()  # reads the pages of the libraries' code, which would count
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the old peak
     before = _status("VmRSS")
     call()
     writer.send(_status("VmHWM") - before)
     writer.close()
-
-
-def _give_memory_back() -> None:
-    """Let glibc return what was freed, now and at once from here on, and forget the old peak: else
-    memory that is held but unused serves the call and is not seen."""
-    libc, mmap_threshold = ctypes.CDLL("libc.so.6"), -3
-    libc.mallopt(mmap_threshold, 2**16)
-    libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status(name: str) -> float:
@@ -175,12 +179,16 @@ def timed(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - begin
 
 
+def on_device(name: str, options: argparse.Namespace) -> tuple[nn.Module, Tensor]:
+    """The model and a batch of noise, where they are to be."""
+    model, size = make(name)
+    images = torch.randn(options.batch, 3, size, size, generator=torch.Generator().manual_seed(3))
+    return model.to(options.device), images.to(options.device)
+
+
 def measure(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
     """Rows of the table for one model."""
-    model, size = make(name)
-    model.to(options.device)
-    images = torch.randn(options.batch, 3, size, size, generator=torch.Generator().manual_seed(3))
-    images = images.to(options.device)
+    model, images = on_device(name, options)
     kinds = ["float32"]
     if options.device.startswith("cuda"):
         kinds += ["bfloat16 autocast"]
@@ -196,30 +204,27 @@ def rows_of(
     name: str, model: nn.Module, images: Tensor, kind: str, options: argparse.Namespace
 ) -> list[dict[str, object]]:
     plain, device = plain_pass(model), options.device
+    on_cpu = not device.startswith("cuda")
+    peaks = peaks_apart(name, options) if on_cpu else peaks_of(name, model, images, options)
     if options.compile:
         plan = plan_for(model, images)
         plain = torch.compile(plain)
         plan.runner = torch.compile(plan.runner)  # type: ignore[assignment]
     parts = decompose(model, images)
-    written = activations(lambda: plain_pass(model)(images))
-    held = peak(lambda: plain(images), device)
     rows = []
-    for mode, call in modes(name, model, parts.representation.shape[1], device).items():
+    for mode, call in modes(name, model, parts.representation.shape[1], options).items():
         repeats = options.repeats if mode in FULL else max(3, options.repeats // 4)
         ratios, seconds = paired(
             lambda: timed(lambda: plain(images), device),
             lambda call=call: timed(lambda: call(images), device),  # type: ignore[misc]
             repeats,
         )
-        top = peak(lambda call=call: call(images), device)  # type: ignore[misc]
         row = {
             "model": name, "mode": mode + (", compiled" if options.compile else ""),
             "batch": options.batch, "device": device, "dtype": kind,
             "plain_images_per_s": options.batch / seconds[0],
             "images_per_s": options.batch / seconds[1],
-            "ratio": statistics.median(ratios), "repeats": repeats,
-            "peak_mb": top / 1e6, "plain_peak_mb": held / 1e6, "activations_mb": written / 1e6,
-            "lean": (top - held) / written,
+            "ratio": statistics.median(ratios), "repeats": repeats, **peaks[mode],
             "error": float("nan") if mode == "published way" else float(parts.error.max()),
         }  # fmt: skip
         rows.append(row)
@@ -227,22 +232,61 @@ def rows_of(
     return rows
 
 
-def peaks_of(name: str, options: argparse.Namespace) -> dict[str, object]:
-    """Peak memory of one plain and one decomposed pass per head, weights and plan held before."""
-    model, size = make(name)
-    model.to(options.device)
-    images = torch.randn(options.batch, 3, size, size, generator=torch.Generator().manual_seed(3))
-    images = images.to(options.device)
-    with torch.no_grad():
-        parts = decompose(model, images[:2])
-        plain = peak(lambda: plain_pass(model)(images), options.device)
-        whole = peak(lambda: decompose(model, images).values, options.device)
-    row = {
-        "model": name, "batch": options.batch, "device": options.device, "dtype": "float32",
-        "peak_mb": whole / 1e6, "plain_peak_mb": plain / 1e6, "error": float(parts.error.max()),
+#: Bytes from which memory is asked of the system, and given back to it as soon as it is freed.
+AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+
+
+def peaks_apart(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """`peaks_of` of a process whose memory shows what is in use, and not what was once."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "peaks.parquet"
+        asked = ["--peaks", "--models", name, "--batch", str(options.batch), "--out", str(file)]
+        asked += ["--mode", *options.mode]
+        command = [sys.executable, "-m", "benchmarks.decompose", *asked]
+        subprocess.run(command, env=os.environ | AT_ONCE, check=True, stdout=subprocess.DEVNULL)
+        table = pd.read_parquet(file).set_index("mode")
+    return table[list(MEMORY)].T.to_dict()  # type: ignore[return-value]
+
+
+#: What `peaks_of` measures for every mode.
+MEMORY = ("peak_mb", "plain_peak_mb", "activations_mb", "lean")
+
+
+def peaks_of(
+    name: str, model: nn.Module, images: Tensor, options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Peak memory of one plain and one pass of each mode, weights and plan held before."""
+    few, own, device = images[:2], plain_pass(model), options.device
+    width = decompose(model, few).representation.shape[1]
+    plain = peak(lambda: own(images), device, lambda: own(few))
+    tops = {
+        mode: peak(
+            lambda call=call: call(images),
+            device,
+            lambda call=call: call(few),  # type: ignore[misc]
+        )
+        for mode, call in modes(name, model, width, options).items()
+    }
+    written = activations(lambda: own(few)) * len(images) / len(few)
+    return {
+        mode: dict(zip(
+            MEMORY,
+            (top / 1e6, plain / 1e6, written / 1e6, (top - plain) / written), strict=True,
+        ))
+        for mode, top in tops.items()
     }  # fmt: skip
-    print(PEAKS_LINE.format(**row), flush=True)
-    return row
+
+
+def only_peaks(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
+    """Rows of the table of memory for one model."""
+    model, images = on_device(name, options)
+    with torch.no_grad():
+        found = peaks_of(name, model, images, options)
+    facts = {"model": name, "batch": options.batch, "device": options.device, "dtype": "float32"}
+    rows = [{**facts, "mode": mode, **memory} for mode, memory in found.items()]
+    for row in rows:
+        print(PEAKS_LINE.format(**row), flush=True)
+    return rows
 
 
 def paired(
@@ -263,10 +307,13 @@ HEAD = (
 )
 
 PEAKS_HEAD = (
-    "| model | batch | device | dtype | peak MB | plain peak MB | error |\n" + "|---" * 7 + "|"
+    "| model | mode | batch | device | dtype | peak MB | plain peak MB | activations MB | lean |\n"
+    + "|---" * 9
+    + "|"
 )
 PEAKS_LINE = (
-    "| {model} | {batch} | {device} | {dtype} | {peak_mb:.0f} | {plain_peak_mb:.0f} | {error:.0e} |"
+    "| {model} | {mode} | {batch} | {device} | {dtype} | {peak_mb:.0f} | {plain_peak_mb:.0f} | "
+    "{activations_mb:.0f} | {lean:.2f} |"
 )
 
 
@@ -287,9 +334,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="both passes through torch.compile")
-    parser.add_argument("--peaks", action="store_true", help="peak memory alone, one pass each")
+    parser.add_argument("--mode", nargs="*", default=list(MODES), choices=MODES)
+    parser.add_argument("--peaks", action="store_true", help="memory alone, one pass each")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/decompose.parquet"))
     options = parser.parse_args(argv)
+    if options.peaks and not AT_ONCE.items() <= os.environ.items():
+        again = [sys.executable, "-m", "benchmarks.decompose", *(argv or sys.argv[1:])]
+        os.execve(sys.executable, again, os.environ | AT_ONCE)
     torch.set_num_threads(options.threads)
     device = torch.cuda.get_device_name() if options.device != "cpu" else platform.processor()
     print(f"{date.today()}, {device or platform.machine()}, {options.threads} threads, "
@@ -297,7 +348,7 @@ def main(argv: list[str] | None = None) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
     for name in options.models:
-        rows += [peaks_of(name, options)] if options.peaks else measure(name, options)
+        rows += only_peaks(name, options) if options.peaks else measure(name, options)
         pd.DataFrame(rows).to_parquet(options.out)
     return 0
 

@@ -17,15 +17,18 @@ import pandas as pd
 
 from pipeline_lib.artifacts import read_table
 
-MODEL = "deit-tiny"
+#: Model, and data sets with labels and with masks, in that configuration.
+NAMES = ("deit-tiny", "imagenet", "coco")
 #: Layers ablated so far that the page shows, by curve; of the others only the last.
 SHOWN = {"from_input": (0, 1, 9, 17, 19, 21, 23, 25), "from_output": (2, 4, 6, 8, 12, 25)}
 #: Components that the page shows of those ablated alone: the ones that cost most.
 COSTLY = 3
 
 
-def page(root: Path, made: str) -> str:
+def page(root: Path, made: str, names: tuple[str, str, str] = NAMES) -> str:
     """The whole page; `made` says when and on what the run was made."""
+    model, images, masks = names
+    uses = root / "applications"
     parts = [
         "# Real photographs",
         "DeiT-tiny's published ImageNet-1k weights over one photograph of each ImageNet class, and "
@@ -35,15 +38,11 @@ def page(root: Path, made: str) -> str:
         "```bash\nVIT_ATLAS_PHOTOS=folder snakemake --configfile config/photos.yaml\n"
         "python -m benchmarks.photographs results/photos --docs docs/photographs.md\n```",
         made + _times(read_table("summary", root / "summary.parquet")),
-        _exactness(root),
-        _ablation(read_table("ablation", root / f"applications/ablation/{MODEL}/imagenet.parquet")),
-        _segmentation(
-            read_table("segmentation", root / f"applications/segmentation/{MODEL}/coco.parquet")
-        ),
-        _retrieval(
-            read_table("retrieval", root / f"applications/retrieval/{MODEL}/imagenet.parquet")
-        ),
-        _maps(read_table("map_metrics", root / f"maps/{MODEL}.metrics.parquet")),
+        _exactness(read_table("exactness", root / f"report/exactness/{model}/{images}.parquet")),
+        _ablation(read_table("ablation", uses / f"ablation/{model}/{images}.parquet")),
+        _segmentation(read_table("segmentation", uses / f"segmentation/{model}/{masks}.parquet")),
+        _retrieval(read_table("retrieval", uses / f"retrieval/{model}/{images}.parquet")),
+        _maps(read_table("map_metrics", root / f"maps/{model}.metrics.parquet")),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -72,8 +71,8 @@ def _times(summary: pd.DataFrame) -> str:
     )
 
 
-def _exactness(root: Path) -> str:
-    exact = read_table("exactness", root / f"report/exactness/{MODEL}/imagenet.parquet").iloc[0]
+def _exactness(table: pd.DataFrame) -> str:
+    exact = table.iloc[0]
     return (
         f"## Sum error (n = {int(exact['n']):,})\n\n"
         f"The largest relative error of the sum of contributions as stored is {exact['worst']:.1e} "

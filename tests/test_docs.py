@@ -113,8 +113,13 @@ def check_cp(words: list[str]) -> None:
     assert (ROOT / words[0]).is_file(), words
 
 
+def check_pytest(words: list[str]) -> None:
+    assert all((ROOT / word).exists() for word in words if not word.startswith("-")), words
+
+
 CHECKS = {
     "make": check_make, "snakemake": check_snakemake, "python": check_python, "cp": check_cp,
+    "pytest": check_pytest,
 }  # fmt: skip
 
 

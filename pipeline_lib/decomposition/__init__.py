@@ -9,8 +9,8 @@ Read in this order.
    `attention` and `frozen` (how that passes an operation), `merging` (several at one tensor).
 4. Components: `paths` (where linear paths lead), `walk` (the residual stream), `branches` and
    `heads` (what wrote to it), `leaves` (what is found).
-5. Contract: `contract` and `run` (one batch), `tokens` (source tokens), `spans` (where a component
-   can write), and `api`, the public function.
+5. Contract: `records` (what is kept of a batch), `contract` and `run` (one batch), `tokens` (source
+   tokens), `spans` (where a component can write), and `api`, the public function.
 
 References: P1, Gandelsman et al., ICLR 2024; P2, Balasubramanian et al., NeurIPS 2024.
 """

@@ -10,7 +10,7 @@ asked for with their sums kept.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
@@ -46,7 +46,7 @@ class TokenLayout:
         return self.leading + self.grid[0] * self.grid[1] + 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
     """Where the tokens of one leaf lie: layout of its own stage, and each position's token.
 
@@ -57,6 +57,17 @@ class Place:
     leading: int
     grid: tuple[int, int]
     positions: Tensor
+    sorted: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions that hold a token, the tokens they hold, and positions of padding; sorted once,
+        since a GPU would have to be waited for."""
+        if device not in self.sorted:
+            inside = (self.positions >= 0).nonzero()[:, 0]
+            padding = (self.positions < 0).nonzero()[:, 0]
+            found = (inside, self.positions[inside], padding)
+            self.sorted[device] = tuple(part.to(device) for part in found)  # type: ignore[assignment]
+        return self.sorted[device]
 
 
 @dataclass(frozen=True)
@@ -428,11 +439,10 @@ def _leaf_tokens(run: Run, leaf: TokenLeaf, directions: Tensor, layout: TokenLay
         total = part if total is None else total + part
     place = leaf.place
     own = total.new_zeros(n, heads, place.leading + math.prod(place.grid), k)  # type: ignore[union-attr]
-    positions = place.positions.to(own.device)
-    valid = positions >= 0
-    own.index_add_(2, positions[valid], total[:, :, valid])  # type: ignore[index]
+    inside, at, padding = place.on(own.device)
+    own.index_add_(2, at, total.index_select(2, inside))  # type: ignore[union-attr]
     out = _onto(own, place, layout)
-    out[:, :, -1] += total[:, :, ~valid].sum(2)  # type: ignore[index]
+    out[:, :, -1] += total.index_select(2, padding).sum(2)  # type: ignore[union-attr]
     return out
 
 

@@ -16,6 +16,7 @@ from pipeline_lib.decomposition.readout import (
     Run,
     Shape,
     TooWide,
+    all_indices,
     refuse_large,
 )
 from pipeline_lib.decomposition.rules.base import Context, Pulled, argument, rule
@@ -88,7 +89,7 @@ def _pull_kernel(
     refuse_large(readout.r * taps * before[1] * readout.m.width)
     w = readout.w.spread(axes, readout.full)
     m = readout.m.spread([1], readout.full)
-    offsets = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).view(-1, count).tolist()
+    offsets = all_indices(kernel)
     inner = [before[axis] for axis in axes]
 
     def shift(t: Tensor, run: Run) -> Tensor:

@@ -1,0 +1,77 @@
+"""Every benchmark of the documentation runs as its command says, at a size of seconds.
+
+What it measures at full size stands in `docs/`; here a benchmark must end, and write its table.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from documents import ROOT, commands
+
+#: Module to the options that make it small; `{run}` is a finished run of the tiny configuration.
+SMALL = {
+    "applications": "--images 300 --threads 1",
+    "coverage": "--family timm:vit_tiny_patch16_224 --out coverage --docs page.md",
+    "decompose": "--models vit_small_patch16_224 --batch 1 --repeats 1 --out table.parquet",
+    "dump": "--model vit_tiny_patch16_224 --images 4 --size 64 --batch 2 --threads 1 --rounds 1 "
+    "--only rates",
+    "map_methods": "{run} --docs page.md",
+    "maps": "--images 200 --width 48 --threads 1 --method ridge --docs page.md",
+    "score_methods": "{run} --docs page.md",
+    "textspan": "--images 60 --heads 2 --texts 50 --count 3 --threads 1 --method textspan "
+    "--docs page.md",
+}
+#: Pages are written over their own text; these benchmarks change a part of one that is there.
+DOCS = {"score_methods": "scores.md", "map_methods": "maps.md"}
+
+
+def run(module: str, options: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *options.split()],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_every_benchmark_of_the_documentation_is_run_here() -> None:
+    named = {
+        command.words[2].removeprefix("benchmarks.")
+        for command in commands()
+        if command.words[:2] == ("python", "-m") and command.words[2].startswith("benchmarks.")
+    }
+    assert named == {*SMALL, "photographs"}
+
+
+@pytest.mark.parametrize("module", SMALL)
+def test_a_small_benchmark_ends_with_its_table(module: str, finished: Path, tmp_path: Path) -> None:
+    if module in DOCS:
+        (tmp_path / "page.md").write_text((ROOT / "docs" / DOCS[module]).read_text("utf-8"))
+    out = run(module, SMALL[module].format(run=finished / "results/test"), tmp_path)
+    page = tmp_path / "page.md"
+    text = page.read_text("utf-8") if page.exists() else out
+    assert len([row for row in text.splitlines() if row.startswith("|")]) >= 3, text
+
+
+def test_peaks_of_memory_are_measured_alone(tmp_path: Path) -> None:
+    out = run("decompose", "--peaks --models vit_small_patch16_224 --batch 2", tmp_path)
+    row = pd.read_parquet(tmp_path / "results/benchmarks/decompose.parquet").iloc[0]
+    assert row["batch"] == 2 and 0 < row["plain_peak_mb"] < 500 and 0 < row["peak_mb"] < 500
+    assert out.count("|") > 14
+
+
+def test_the_page_of_the_photographs_is_made_from_a_run(finished: Path) -> None:
+    from benchmarks.photographs import page
+
+    text = page(finished / "results/test", "Made now.", ("deit", "world", "world"))
+    assert "## Zero-shot segmentation" in text and "| C | decomposition |" in text
+    assert "nan" not in text
