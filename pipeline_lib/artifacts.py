@@ -35,7 +35,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "maps": 2,
     "scores": 8,
     "validation": 5,
-    "comparison": 2,
+    "comparison": 3,
     "ablation": 4,
     "retrieval": 3,
     "heatmaps": 1,
@@ -407,7 +407,8 @@ _TABLES = (
     ),
     Table(
         "counterparts",
-        "For each component the one of every model that varies over the same images most alike.",
+        "For each component the one of every model whose mapped contributions to the same images "
+        "are most alike.",
         (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
@@ -419,7 +420,7 @@ _TABLES = (
             Column(
                 "similarity",
                 "float64",
-                "linear CKA over images (unbiased), at most 1; near 0 by chance",
+                "linear CKA of mapped contributions (unbiased), at most 1; near 0 by chance",
             ),
         ),
     ),

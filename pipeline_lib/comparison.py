@@ -77,9 +77,9 @@ def patterns(
     Parameters
     ----------
     read
-        Contributions of some components, by number, to the images compared.
+        Mapped contributions of some components, by number, to the images compared.
     components, width
-        Number of components of the model, and its width `d`.
+        Number of components of the model, and the width of what is read, or of more.
 
     Returns
     -------
@@ -89,7 +89,8 @@ def patterns(
     Notes
     -----
     Linear CKA (Kornblith et al., ICML 2019) with the unbiased estimator of HSIC (Song et al., JMLR
-    2012): 1 for equal geometry up to turning and scaling, 0 on average for none.
+    2012): 1 for equal geometry up to turning and scaling, 0 on average for none. So it compares
+    what was mapped to the spaces of two CLIP models, whose axes are not the same.
     """
     step = max(1, _BATCH_BYTES // (4 * COMPARED * width))
     found = []

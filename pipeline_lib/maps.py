@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,12 @@ class Maps:
         if self.weights is None:
             return vectors.T.expand(components, -1, -1)
         return (self.weights @ vectors.T).expand(components, -1, -1)
+
+    def only(self, components: Sequence[int]) -> Maps:
+        """The maps of some components, by number."""
+        if self.weights is None or len(self.weights) == 1:
+            return self
+        return replace(self, weights=self.weights[list(components)])
 
     def check_model(self, weight_hash: str) -> None:
         """Raise unless the maps were fitted on the model whose weights have this hash.

@@ -17,6 +17,7 @@ from documents import ROOT, commands
 #: Module to the options that make it small; `{run}` is a finished run of the tiny configuration.
 SMALL = {
     "applications": "--images 300 --threads 1",
+    "counterparts": "{run}",
     "coverage": "--family timm:vit_tiny_patch16_224 --out coverage --docs page.md",
     "decompose": "--models vit_small_patch16_224 --batch 1 --repeats 1 --out table.parquet",
     "dump": "--model vit_tiny_patch16_224 --images 4 --size 64 --batch 2 --threads 1 --rounds 1 "

@@ -111,3 +111,21 @@ def test_images_are_compared_in_even_runs() -> None:
     chosen = compared_images(100_000)
     assert len(chosen) == COMPARED and (chosen[0], chosen[-1]) == (0, 99_999)
     assert (np.diff(chosen) == 1).sum() == COMPARED - 8
+
+
+def test_what_a_map_drops_has_no_say() -> None:
+    rng = np.random.default_rng(5)
+    shared = rng.normal(size=(60, 2, 3))  # what two components say, the same in both models
+    noise = 9 * rng.normal(size=(2, 60, 2, 3))  # and what each adds that its map does not read
+    one, other = (np.concatenate([shared, own], axis=-1) for own in noise)
+    turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    names = {"a": ["x", "y"], "b": ["x", "y"]}
+
+    def similarity(maps: tuple[np.ndarray, np.ndarray]) -> pd.Series:
+        found = {"a": seen(one @ maps[0]), "b": seen(other[:, ::-1] @ maps[1])}
+        table = counterpart_table(found, names).query("model == 'a' and other_model == 'b'")
+        return table["similarity"].where(table["id"] != table["other_id"], 0.0)  # order is turned
+
+    read = np.eye(6)[:, :3]
+    assert (similarity((read, read @ turn[:3])) > 0.999).all()
+    assert not (similarity((np.eye(6), turn)) > 0.5).any()

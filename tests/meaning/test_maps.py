@@ -454,3 +454,12 @@ def test_damaged_or_mismatched_files_are_refused(tmp_path) -> None:
     weights.write_bytes(b"no tensors")
     with pytest.raises(ArtifactError, match="cannot be read"):
         load_maps(weights)
+
+
+@pytest.mark.parametrize("count", [None, 1, 3])
+def test_maps_of_some_components_are_those_of_all(count: int | None) -> None:
+    generator = torch.Generator().manual_seed(2)
+    values = torch.randn(5, 3, 4, generator=generator)
+    weights = None if count is None else torch.randn(count, 4, 4, generator=generator)
+    maps = Maps("ridge", weights, torch.zeros(4))
+    assert torch.allclose(maps.only([2, 0]).apply(values[:, [2, 0]]), maps.apply(values)[:, [2, 0]])

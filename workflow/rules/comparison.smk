@@ -1,5 +1,5 @@
 # Comparison: the models of a run side by side. Reads the scores of all models, and their dumps on
-# some images; writes comparison/{dataset}.parquet (where in depth each feature lives, and how
+# some images with their maps; writes comparison/{dataset}.parquet (where in depth each feature lives, and how
 # concentrated it is) and comparison/{dataset}.counterparts.parquet (which component of one model
 # varies over the images like which of another).
 
@@ -8,6 +8,7 @@ rule comparison:
     input:
         scores=lambda wildcards: score_tables("scores", wildcards.dataset),
         dumps=lambda w: [path for model in CONFIG.models for path in store_inputs(model, w.dataset)],
+        maps=lambda wildcards: [path for model in CONFIG.models for path in maps_of(model)],
         manifest=lambda wildcards: manifest_of(wildcards.dataset),
     output:
         table=f"{RESULTS}/comparison/{{dataset}}.parquet",

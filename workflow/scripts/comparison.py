@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_table, write_table
@@ -16,6 +17,7 @@ from pipeline_lib.comparison import (
     patterns,
 )
 from pipeline_lib.dumps import open_dump
+from pipeline_lib.maps import load_maps
 
 with job(snakemake):
     scores = pd.concat([read_table("scores", path) for path in snakemake.input.scores])
@@ -32,13 +34,16 @@ with job(snakemake):
         index = compared_images(dump.n)
         runs = np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)
         names[model], images = dump.components["id"].tolist(), len(index)
+        maps = load_maps(*(file for file in snakemake.input.maps if Path(file).stem == model))
 
-        def read(components, dump=dump, runs=runs):
-            """Contributions of components to the images compared, run by run."""
-            return np.concatenate([dump.contributions(run, list(components)) for run in runs])
+        def read(components, dump=dump, runs=runs, maps=maps):
+            """Mapped contributions of components to the images compared, run by run."""
+            values = np.concatenate([dump.contributions(run, list(components)) for run in runs])
+            return maps.only(components).apply(torch.from_numpy(values)).numpy()
 
         if images >= FEWEST:
-            seen[model] = patterns(read, len(names[model]), dump.width)
+            width = max(dump.width, len(maps.bias))
+            seen[model] = patterns(read, len(names[model]), width)
     if not seen:
         logging.warning("%d images are too few to compare components over", images)
     counterparts = counterpart_table(seen, names).assign(dataset=snakemake.wildcards.dataset)

@@ -106,7 +106,7 @@ def _counterparts(run: Run) -> Listing:
         Caption(
             f"For the best component of each feature in {first}: the component of every other "
             "model whose contributions tell the same images apart most alike.",
-            "Linear centred kernel alignment of their contributions, before the maps: 1 for the "
+            "Linear centred kernel alignment of their contributions as mapped to CLIP: 1 for the "
             "same geometry up to turning and scaling, near 0 by chance. The table behind has "
             "every component of every model.",
             "the images of the scores",

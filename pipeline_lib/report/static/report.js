@@ -552,7 +552,7 @@
       el("td", {}, componentButton(model, id)), el("td", { class: "number" }, minus(similarity.toFixed(2)))));
     return el("div", {}, el("h4", {}, "Most similar in other models"),
       el("table", {}, el("tbody", {}, rows)),
-      el("p", { class: "small" }, "How alike they vary over the same images: linear CKA, 1 for the same geometry, about 0 by chance."));
+      el("p", { class: "small" }, "How alike their mapped contributions to the same images are: linear CKA, 1 for the same geometry, about 0 by chance."));
   }
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   dialog.addEventListener("close", () => {
