@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import SMALL
+from small_models import SMALL, images_for
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from pipeline_lib.decomposition import branches, columns, heads, plan, run, tokens
+from pipeline_lib.decomposition import branches, columns, decompose, heads, plan, run, tokens
 
 ELSEWHERE = torch.device("meta")
 
@@ -77,3 +77,17 @@ def test_all_is_made_where_the_images_are(name: str, monkeypatch: pytest.MonkeyP
 def test_a_tensor_left_elsewhere_would_be_seen() -> None:
     with FakeTensorMode(), pytest.raises(Exception, match="same device"):
         torch.randn(2, device=ELSEWHERE) + torch.randn(2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", SMALL)
+def test_a_gpu_gives_what_the_processor_gives(name: str) -> None:
+    model, images = SMALL[name].build().double(), images_for(name)
+    by_head = decompose(model, images).values
+    by_token = decompose(model, images, per="token").values
+    model.cuda()
+    there = decompose(model, images.cuda())
+    assert there.values.is_cuda and float(there.error.max()) < 1e-10
+    assert torch.allclose(there.values.cpu(), by_head, rtol=1e-8, atol=1e-10)
+    tokens_there = decompose(model, images.cuda(), per="token").values.cpu()
+    assert torch.allclose(tokens_there, by_token, rtol=1e-8, atol=1e-10)
