@@ -107,11 +107,14 @@ def test_a_damaged_chunk_is_found_and_its_command_repairs_it(
     assert content(own) == content(dumped)
 
 
+@pytest.mark.parametrize(
+    "place", ["results", "results/own", "results/own/contributions", f"{STORE}/coordinates"]
+)
 def test_results_that_cannot_be_written_are_named_and_nothing_is_left(
-    own: Path, dumped: Path
+    own: Path, dumped: Path, place: str
 ) -> None:
     """A file stands where a folder must be made: read-only for every user."""
-    folder = own / "results/own/contributions"
+    folder = own / place
     shutil.rmtree(folder)
     folder.write_text("")
     done = snakemake(own, "dumps")
