@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
@@ -51,7 +52,8 @@ def dot_rows(
     rows
         Names of the lines, from the top.
     values
-        Series to one value for each row; NaN where there is none.
+        Series to one value for each row; NaN where there is none. A series without any value
+        is left out, but keeps its colour for the other drawings of the figure.
     label
         What the axis shows.
     ranges
@@ -61,14 +63,15 @@ def dot_rows(
 
     def draw(axes: Axes) -> None:
         places = np.arange(len(rows))
-        names = order_methods(list(values))
+        slots = {name: place for place, name in enumerate(order_methods(list(values)))}
+        names = [name for name in slots if np.isfinite(np.asarray(values[name], float)).any()]
         dots = [name for name in names if name not in TICK_METHODS]
         step = 0.72 / max(1, len(dots)) if ranges else 0.0
-        between = places[:-1] + 0.5 if ranges else places
-        axes.hlines(between, *_span(values, limits), color=colour("line"), linewidth=0.8, zorder=0)
+        for place in places[:-1] + 0.5 if ranges else places:
+            axes.axhline(float(place), color=colour("line"), linewidth=0.8, zorder=0)
         for order, name in reversed(list(enumerate(names))):
             tick = name in TICK_METHODS
-            tone = colour("faint") if tick else series_colour(order)
+            tone = colour("faint") if tick else series_colour(slots[name])
             height = places + (0.0 if tick else step * (order - (len(dots) - 1) / 2))
             if ranges and not tick and name in ranges:
                 low, high = ranges[name]
@@ -78,8 +81,8 @@ def dot_rows(
                 values[name],
                 height,
                 linestyle="none",
-                marker="|" if tick else MARKERS[order % len(MARKERS)],
-                markersize=size if tick else (7 if order == 0 else 5.5),
+                marker="|" if tick else MARKERS[slots[name] % len(MARKERS)],
+                markersize=size if tick else (7 if slots[name] == 0 else 5.5),
                 markeredgewidth=1.6 if tick else 0,
                 color=tone,
                 label=method_name(name),
@@ -99,19 +102,19 @@ def dot_rows(
 
 
 def method_rows(
-    table: pd.DataFrame, models: Sequence[str], value: str, label: str
+    table: pd.DataFrame, models: Sequence[str], value: str, label: str, methods: Sequence[str]
 ) -> Callable[[Axes], None]:
     """Dots with 95 % intervals from a table of columns model, method, `value`, low and high.
 
-    Several rows of one model and method are averaged, their ends too.
+    Several rows of one model and method are averaged, their ends too. `methods` are those of the
+    whole figure: each has its colour in all drawings.
     """
     means = table.groupby(["model", "method"], sort=False)[[value, "low", "high"]].mean()
     rows = [name for name in models if name in means.index.get_level_values("model")]
 
     def column(method: str, name: str) -> list[float]:
-        return means[name].xs(method, level="method").reindex(rows).tolist()
+        return means[name].reindex([(row, method) for row in rows]).tolist()
 
-    methods = [str(name) for name in dict.fromkeys(means.index.get_level_values("method"))]
     return dot_rows(
         rows,
         {method: column(method, value) for method in methods},
@@ -130,7 +133,9 @@ def legend_above(axes: Axes, columns: int = 3, order: Sequence[str] | None = Non
     places = [labels.index(name) for name in (labels if order is None else order)]
     labels = [labels[place] for place in places]
     points = axes.figure.bbox.width * 72 / axes.figure.dpi
-    columns = next((c for c in range(columns, 1, -1) if _legend_width(labels, c) < points), 1)
+    widths = [TextPath((0, 0), label, size=_LEGEND_SIZE).get_extents().width for label in labels]
+    most = min(columns, len(labels))
+    columns = next((c for c in range(most, 1, -1) if _legend_width(widths, c) < points), 1)
     above = blended_transform_factory(axes.figure.transFigure, axes.transAxes)
     legend = axes.legend(
         [handles[place] for place in places],
@@ -154,25 +159,14 @@ def legend_above(axes: Axes, columns: int = 3, order: Sequence[str] | None = Non
     axes.set_title("\n".join([" "] * rows), fontsize=_LEGEND_SIZE * 1.2, fontweight="normal", pad=3)
 
 
-#: Points of a legend's letters, and their mean width and that of what stands beside them in ems.
-_LEGEND_SIZE = 8.5
-_LETTER, _BESIDE = 0.58, 3.9
+#: Points of a legend's letters, and ems of what stands beside those of one entry.
+_LEGEND_SIZE, _BESIDE = 8.5, 3.4
 
 
-def _legend_width(labels: Sequence[str], columns: int) -> float:
-    """About how many points wide a legend is, which is filled column by column."""
-    rows = -(-len(labels) // columns)
-    longest = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
-    return _LEGEND_SIZE * sum(_LETTER * letters + _BESIDE for letters in longest)
-
-
-def _span(
-    values: Mapping[str, Sequence[float]], limits: tuple[float | None, float | None]
-) -> tuple[float, float]:
-    flat = np.concatenate([np.asarray(series, dtype=float) for series in values.values()])
-    flat = flat[np.isfinite(flat)]
-    low, high = (float(flat.min()), float(flat.max())) if len(flat) else (0.0, 1.0)
-    return (low if limits[0] is None else limits[0], high if limits[1] is None else limits[1])
+def _legend_width(widths: Sequence[float], columns: int) -> float:
+    """How many points wide a legend of labels this wide is, which is filled column by column."""
+    longest = sum(float(column.max()) for column in np.array_split(widths, columns))
+    return longest + _LEGEND_SIZE * _BESIDE * columns
 
 
 def _limit(axes: Axes, limits: tuple[float | None, float | None]) -> None:
@@ -235,6 +229,6 @@ def stacked_rows(
         axes.set_xlabel(label)
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        legend_above(axes, columns=4)
+        legend_above(axes, columns=8)
 
     return draw

@@ -43,7 +43,7 @@ def _scores(run: Run, book: PictureBook) -> Exhibit | None:
         return None
     known = run["token_maps"]
     if ((known["model"] == top["model"]) & (known["component"] == top["component"])).any():
-        words = "Where it takes its first text from, on its top images"
+        words = "Red: where on its top images its first text comes from"
         return Exhibit(words, Component(top["model"], top["id"]))
     return None
 

@@ -194,8 +194,28 @@ def is_asked(table: pd.DataFrame) -> pd.Series:
     return (table["feature"] == table["measured"]) | by_label
 
 
+def with_published(table: pd.DataFrame) -> pd.DataFrame:
+    """Table `retrieval` with the published way also where it is the one that was chosen.
+
+    There it has no rows of its own in the table, and a mean over features would leave it out.
+
+    Examples
+    --------
+    >>> rows = [("x", "components", 0.9), ("x", "published", 0.5), ("y", "components", 0.7)]
+    >>> table = pd.DataFrame(rows, columns=["feature", "method", "precision"])
+    >>> filled = with_published(table.assign(model="a", query="text"))
+    >>> filled[filled["method"] == "published"].set_index("feature")["precision"].to_dict()
+    {'x': 0.5, 'y': 0.7}
+    """
+    keys = ["model", "query", "feature"]
+    published = table[table["method"] == "published"]
+    own = table[(table["method"] == "components") & table["query"].isin(published["query"])]
+    there = pd.MultiIndex.from_frame(own[keys]).isin(pd.MultiIndex.from_frame(published[keys]))
+    return pd.concat([table, own[~there].assign(method="published")], ignore_index=True)
+
+
 def _retrieval(run: Run) -> Markup | None:
-    table = run["retrieval"]
+    table = with_published(run["retrieval"])
     if table.empty:
         return None
     k = report_k(table)
@@ -276,7 +296,7 @@ def _segmentation(run: Run) -> Markup | None:
     wins = int((wide["decomposition"] > baselines.max(axis=1)).sum())
     means = baselines.mean()
     best = f" ({method_name(str(means.idxmax()))}, the best baseline: {percent(means.max(), 0)})"
-    verdict = f"they are above every baseline in {wins} of {len(wide)}"
+    verdict = f"they are above every baseline in {wins} of {plural(len(wide), 'model')}"
     if len(wide) == 1:
         verdict = f"they are {'' if wins else 'not '}above every baseline"
     return Markup(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline_lib.artifacts import atomic_path
 from pipeline_lib.errors import ArtifactError
@@ -179,6 +179,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = lambda text: escape(text).replace("/", Markup("/<wbr>"))
     environment.filters["percent"] = percent
     environment.filters["listed"] = listed
     environment.filters["svg"] = lambda panel, prefix: Markup(panel.themed(prefix))

@@ -65,7 +65,7 @@ def scientific(value: float) -> str:
     """A small number with its power of ten.
 
     >>> scientific(3.14e-7)
-    '3.1 × 10⁻⁷'
+    '3.1\u202f×\u202f10⁻⁷'
     """
     if is_absent(value):
         return ABSENT
@@ -73,7 +73,7 @@ def scientific(value: float) -> str:
         return "0"
     mantissa, exponent = f"{value:.1e}".split("e")
     power = str(int(exponent)).translate(_SUPERSCRIPT)
-    return f"{_minus(mantissa)} × 10{power}"
+    return f"{_minus(mantissa)}{_NARROW}×{_NARROW}10{power}"
 
 
 def power_of_ten(value: float) -> str:

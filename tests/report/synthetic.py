@@ -399,7 +399,8 @@ def _write_known(run: Path) -> None:
         ("comparison", comparison, "comparison/world"),
         ("counterparts", counterparts, "comparison/world.counterparts"),
     ):
-        write_table(name, pd.DataFrame(rows), run / f"{path}.parquet", PROVENANCE)
+        made = PROVENANCE | {"images": IMAGES}
+        write_table(name, pd.DataFrame(rows), run / f"{path}.parquet", made)
 
 
 def _write_opened(

@@ -370,6 +370,17 @@ def test_a_phone_has_no_sideways_scroll(opened, page):
     assert card(opened).get_attribute("open") is None
 
 
+def test_rows_of_tables_stay_low_on_a_phone(opened, page):
+    """A cell with a long text is wide rather than tall: at most six lines."""
+    resize(opened, 400)
+    show(opened, page)
+    script = """return [...document.querySelectorAll('.listing tbody tr')]
+        .filter(row => row.clientHeight > 6.8 * parseFloat(getComputedStyle(row).lineHeight))
+        .filter(row => !row.querySelector('.component'))
+        .map(row => row.textContent.trim().slice(0, 60))"""
+    assert opened.execute_script(script) == []
+
+
 #: Texts too small to read, texts without contrast, and elements beyond the edges, where nothing
 #: scrolls. Colours are compared as they are painted; a text over a drawing is not judged.
 LOOK = """

@@ -3,7 +3,7 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from pipeline_lib.report.findings import find_all, first_screen, specialists
+from pipeline_lib.report.findings import find_all, first_screen, specialists, with_published
 from pipeline_lib.significance import add_margins
 
 
@@ -91,6 +91,23 @@ def test_the_best_other_way_to_search_is_named(run):
     )
 
 
+def test_the_published_way_counts_where_it_was_chosen_too(run):
+    """There it has no rows of its own; a mean over the other features would be another number."""
+    rows = [
+        ("x", "components", 0.9), ("x", "published", 0.5), ("x", "random", 0.1),
+        ("y", "components", 0.7), ("y", "random", 0.3),
+    ]  # fmt: skip
+    base = {"model": "a", "query": "image", "k": 10}
+    table = pd.DataFrame(rows, columns=["feature", "method", "precision"]).assign(**base)
+    table["measured"] = table["feature"]
+    text = find_all(with_table(run, retrieval=table))["retrieval"].text
+    assert "60\u202f% for the next best way, as published" in text
+    assert "20\u202f% for as many random components" in text
+    phrases = table[table["method"] != "published"].assign(query="phrase")
+    filled = with_published(pd.concat([table, phrases]))
+    assert set(filled.loc[filled["method"] == "published", "query"]) == {"image"}
+
+
 def test_segmentation_counts_wins_against_every_baseline(run):
     rows = [
         ("a", "decomposition", 0.5), ("a", "raw_attention", 0.4), ("a", "area", 0.6),
@@ -98,7 +115,7 @@ def test_segmentation_counts_wins_against_every_baseline(run):
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["model", "method", "miou"]).assign(protocol="C")
     text = find_all(with_table(run, segmentation=table))["segmentation"].text
-    assert "<b>60\u202f%</b>" in text and "in 1 of 2" in text
+    assert "<b>60\u202f%</b>" in text and "in 1 of 2 models" in text
 
 
 def test_texts_of_users_are_escaped_in_sentences(run):

@@ -20,7 +20,7 @@ def test_examples_in_docstrings():
         (words.whole(0), "0"),
         (words.whole(1_234_567), "1\u202f234\u202f567"),
         (words.scientific(0.0), "0"),
-        (words.scientific(9.99e-7), "1.0 × 10⁻⁶"),
+        (words.scientific(9.99e-7), "1.0\u202f×\u202f10⁻⁶"),
         (words.duration(5.94), "5.9 s"),
         (words.duration(59.4), "59 s"),
         (words.duration(3_725), "1 h 2 min"),

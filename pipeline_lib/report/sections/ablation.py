@@ -116,6 +116,7 @@ def _draw_level(axes: Axes, accuracy: pd.Series, words: str, side: _Side) -> Non
         va=side,
         fontsize=7.5,
         color=colour("muted"),
+        bbox={"facecolor": colour("surface"), "edgecolor": "none", "alpha": 0.8, "pad": 0.3},
     )
 
 

@@ -26,15 +26,15 @@ def comparison_blocks(run: Run) -> list[Block]:
 def _where(run: Run) -> Figure:
     table = run["comparison"]
     panels = [
-        _panel(table, run, "depth", "depth, 0 the input", spread="depth_spread"),
-        _panel(table, run, "carriers_share", "share of the components"),
+        _panel(table, run, "depth", "depth; 0\u202f%: the input", spread="depth_spread"),
+        _panel(table, run, "carriers_share", "share of the components that carry it"),
     ]
     return Figure(
         "comparison",
         "Where features live in each model",
         Caption(
-            "Left: mean depth of a feature’s score, with its spread. Right: share of the "
-            "components that carry 90 % of it; few means concentrated.",
+            "Mean depth of a feature’s score, with one standard deviation to either side, and the "
+            "share of the components that carry 90\u202f% of it: few means concentrated.",
             "Depth is a component’s layer over the last layer of its model, weighted by the "
             "positive scores.",
             plural(len(run.models_in(table)), "model"),
@@ -60,7 +60,8 @@ def _panel(
             shifted = places + 0.11 * (order - (len(models) - 1) / 2)
             tone = series_colour(order)
             if spread:
-                low, high = rows[column] - rows[spread], rows[column] + rows[spread]
+                low = (rows[column] - rows[spread]).clip(lower=0)
+                high = (rows[column] + rows[spread]).clip(upper=1)
                 axes.hlines(shifted, low, high, color=tone, linewidth=1, alpha=0.5)
             marker = MARKERS[order % len(MARKERS)]
             axes.plot(rows[column], shifted, marker, color=tone, markersize=5.5, label=model)
@@ -76,6 +77,12 @@ def _panel(
         legend_above(axes, columns=3)
 
     return draw_panel(draw, "", WIDEST, 1.4 + 0.62 * len(features))
+
+
+def _compared(run: Run) -> int:
+    """Over how many images components of different models were compared."""
+    made = run.provenance[run.provenance["table"] == "counterparts"]
+    return int(made["facts"].iloc[0]["images"])
 
 
 def _counterparts(run: Run) -> Listing:
@@ -109,7 +116,7 @@ def _counterparts(run: Run) -> Listing:
             "Linear centred kernel alignment of their contributions as mapped to CLIP: 1 for the "
             "same geometry up to turning and scaling, near 0 by chance. The table behind has "
             "every component of every model.",
-            "the images of the scores",
+            plural(_compared(run), "image"),
             "The nearest one is named however far it is: read the number.",
         ),
         fields,

@@ -27,6 +27,8 @@ from pipeline_lib.report.words import listed, plural, whole
 
 #: Rejected files that the page lists; the table beside it has all.
 MAX_REJECTED = 200
+#: Splits in the order in which they are used.
+_SPLITS = ("train", "val", "test")
 #: Values of a label or group that are named in a cell.
 MAX_NAMED = 8
 
@@ -52,6 +54,7 @@ def _datasets(run: Run, active: pd.DataFrame) -> Listing:
     for name in run.datasets:
         part = active[active["dataset"] == name]
         splits = part["split"].value_counts()
+        splits = splits.reindex(sorted(splits.index, key=_place_of))
         rows.append(
             {
                 "dataset": name,
@@ -77,6 +80,11 @@ def _datasets(run: Run, active: pd.DataFrame) -> Listing:
         Field("groups", "groups", number=False),
     ]
     return Listing("datasets", "Data sets", None, fields, pd.DataFrame(rows), run.files["manifest"])
+
+
+def _place_of(split: str) -> tuple[int, str]:
+    """Sorts splits in the order in which they are used, others last."""
+    return (_SPLITS.index(split) if split in _SPLITS else len(_SPLITS), split)
 
 
 def _pixels(part: pd.DataFrame) -> str:
@@ -106,8 +114,9 @@ def _samples(run: Run, active: pd.DataFrame, book: PictureBook) -> Gallery:
         "samples",
         "Some of the images",
         Caption(
-            "Images of each data set, with their caption or label.",
-            "Taken at even steps through the manifest, not chosen.",
+            "Images of each data set.",
+            "Taken at even steps through the manifest, not chosen. Pointing at one shows its "
+            "caption or label.",
             listed(
                 plural(len(rows[0].pictures), f"image of {name}", f"images of {name}")
                 for name, rows in tabs.items()
@@ -120,7 +129,7 @@ def _samples(run: Run, active: pd.DataFrame, book: PictureBook) -> Gallery:
 def _groups(run: Run, active: pd.DataFrame) -> Listing:
     grouped = active.dropna(subset=["group"]).assign(split=lambda t: t["split"].fillna("none"))
     counts = grouped.groupby(["dataset", "group", "split"]).size().unstack(fill_value=0)
-    order = [split for split in ("train", "val", "test", "none") if split in counts.columns]
+    order = sorted(counts.columns, key=_place_of)
     counts = counts[order]
     fields = [Field("dataset", "data set", number=False), Field("group", "group", number=False)]
     for split in order:
@@ -189,7 +198,7 @@ def features_section(run: Run) -> Section:
 
 def _concepts(run: Run, concepts: pd.DataFrame) -> Listing:
     one = concepts.drop_duplicates(["feature", "text"])
-    rows = one.groupby("feature", sort=False)["text"].agg([len, " · ".join]).reset_index()
+    rows = one.groupby("feature", sort=False)["text"].agg([len, ", ".join]).reset_index()
     rows.columns = ["feature", "words", "list"]
     fields = [
         Field("feature", "feature", number=False),

@@ -162,7 +162,7 @@ def _depth_rows(part: pd.DataFrame, features: list[str]) -> Callable[[Axes], Non
         axes.set_ylim(len(features) - 0.5, -0.5)
         axes.set_yticks(range(len(features)), features)
         axes.set_xticks([0, len(layers) - 1], ["input", "output"])
-        axes.set_xlabel(f"layers; darkest: {percent(most, 0)} of the feature")
+        axes.set_xlabel(f"layers; strongest: {percent(most, 0)} of the feature")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
 

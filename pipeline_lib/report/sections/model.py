@@ -254,7 +254,7 @@ def _map_table(run: Run) -> Listing:
         Field("model", "model", number=False),
         Field("method", "method", method_name, number=False),
         Field("used", "used later", number=False),
-        Field("split", "split", number=False),
+        Field("split", "split", lambda name: name.replace("heldout", "held out"), number=False),
         Field("n", "images", whole),
         Field("cosine", "cosine", decimal),
         Field("recall_at_1", "found first", percent),

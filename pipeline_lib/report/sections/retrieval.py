@@ -16,7 +16,7 @@ from pipeline_lib.report.blocks import (
 )
 from pipeline_lib.report.charts import method_rows
 from pipeline_lib.report.collect import Run
-from pipeline_lib.report.findings import is_asked, report_k
+from pipeline_lib.report.findings import is_asked, report_k, with_published
 from pipeline_lib.report.pictures import PictureBook
 from pipeline_lib.report.style import WIDEST, draw_panel
 from pipeline_lib.report.words import method_name, percent, plural
@@ -34,9 +34,10 @@ def retrieval_blocks(run: Run, book: PictureBook) -> list[Block]:
 
 
 def _precision(run: Run) -> Figure:
-    table = run["retrieval"]
+    table = with_published(run["retrieval"])
     k = report_k(table)
     at_k = table[table["k"] == k]
+    methods = [str(name) for name in at_k["method"].unique()]
     panels = []
     for query in [name for name in ("text", "phrase", "image") if (at_k["query"] == name).any()]:
         for asked in (True, False):
@@ -44,7 +45,7 @@ def _precision(run: Run) -> Figure:
             if part.empty:
                 continue
             title = f"by {query}: " + ("the asked property" if asked else "other properties")
-            draw = method_rows(part, run.models, "precision", f"precision at {k}")
+            draw = method_rows(part, run.models, "precision", f"precision at {k}", methods)
             panels.append(draw_panel(draw, title, WIDEST, 1.6 + 0.5 * part["model"].nunique()))
     return Figure(
         "retrieval",
@@ -54,8 +55,9 @@ def _precision(run: Run) -> Figure:
             "and that share another property of the query (nearer to chance is better).",
             "By text: mapped contributions of a feature’s top components against the text; by "
             "phrase: against one that names a second property too. By image: their unmapped "
-            "contributions against the probe’s. Means over the features, with those of their "
-            "95\u202f% intervals over queries; grey tick: chance.",
+            "contributions against the probe’s. As published: components summed by their score, "
+            "the best number of them, also where this is the way that was chosen. Means over the "
+            "features, with those of their 95\u202f% intervals over queries; grey tick: chance.",
             f"{plural(int(table['n'].max()), 'image')} of "
             f"{run.config['applications']['retrieval']['dataset']}, "
             f"{plural(int(table['queries'].max()), 'query', 'queries')} for each feature",
@@ -68,7 +70,7 @@ def _precision(run: Run) -> Figure:
 
 
 def _precision_table(run: Run) -> Listing:
-    table = run["retrieval"]
+    table = with_published(run["retrieval"])
     k = report_k(table)
     part = table[is_asked(table) & (table["k"] == k)]
     wide = part.pivot_table(

@@ -74,13 +74,9 @@ def _group_panel(part: pd.DataFrame, model: str) -> Panel:
             places = np.arange(len(rows)) + height * (order - (len(shown) - 1) / 2)
             name = method_name(method)
             axes.barh(places, bars["accuracy"], 0.86 * height, color=colour(tone), label=name)
-            axes.hlines(
-                places,
-                bars["accuracy_low"],
-                bars["accuracy_high"],
-                color=colour("ink"),
-                linewidth=1,
-            )
+            low, high = bars["accuracy_low"], bars["accuracy_high"]
+            axes.hlines(places, low, high, color=colour("surface"), linewidth=2.6)
+            axes.hlines(places, low, high, color=colour("ink"), linewidth=1)
         if len(rows) > len(groups):
             axes.axhline(len(groups) - 0.5, color=colour("faint"), linewidth=0.8)
         names = {"worst": "worst group", "test": "all test images"}

@@ -96,11 +96,12 @@ def segmentation_blocks(run: Run, book: PictureBook) -> list[Block]:
 
 def _segmentation(run: Run) -> Figure:
     table = run["segmentation"]
+    methods = [str(name) for name in table["method"].unique()]
     panels = []
     for protocol, part in table.groupby("protocol", sort=False):
         value = "miou" if part["miou"].notna().any() else "iou_object"
         words = "mean IoU" if value == "miou" else "IoU of the object"
-        draw = method_rows(part, run.models, value, words)
+        draw = method_rows(part, run.models, value, words, methods)
         height = 1.6 + 0.5 * part["model"].nunique()
         panels.append(draw_panel(draw, f"protocol {protocol}", WIDEST, height))
     return Figure(

@@ -10,7 +10,7 @@ from pipeline_lib.report.blocks import Block, Caption, Component, Field, Figure,
 from pipeline_lib.report.charts import as_percent, legend_above
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.style import MARKERS, Panel, colour, draw_panel, series_colour
-from pipeline_lib.report.words import percent, plural
+from pipeline_lib.report.words import listed, percent, plural
 
 _TRUTHS = {
     "decodability": "read alone",
@@ -52,7 +52,7 @@ def _validation(run: Run) -> Figure:
         "Do the scores agree with the truth?",
         Caption(
             "Rank correlation, over the components of a model, between a score and what is known "
-            "of them, with its 95 % interval; mean over features.",
+            "of them, with its 95\u202f% interval; mean over features.",
             "Read alone: R² of a linear reader of the known factor from the component, on "
             "images not used in its fit; in words: from what it says in the directions of the "
             "feature’s words. Accuracy or margin lost: by replacing the component by "
@@ -60,8 +60,8 @@ def _validation(run: Run) -> Figure:
             "over random halves of the others replaced with it. As CLIP: Spearman "
             "correlation with the reference CLIP’s own ranking of the images.",
             plural(int(shown["n"].max()), "image") if len(shown) else "no image",
-            "Direct effects only, on both sides. Random directions stand in for the texts of a "
-            "feature.",
+            "Direct effects only, on both sides. Random: directions drawn in place of the texts of "
+            "a feature.",
         ),
         panels,
         table,
@@ -120,7 +120,7 @@ def _confirmed(run: Run) -> Listing:
         Field("model", "model", number=False),
         Field("feature", "feature", number=False),
         Field("by", "by", number=False),
-        Field("top", "highest score", number=False),
+        Field("top", "component", number=False),
         Field("score", "score", percent),
         Field("decodability", "read alone", percent),
         Field("decodability_place", "place", percent),
@@ -136,8 +136,10 @@ def _confirmed(run: Run) -> Listing:
     ]
     verdicts = ["confirmed", "confirmed_jointly", "confirmed_in_words"]
     counts = table.groupby("by", sort=False)[verdicts].sum()
+    words = ["confirmed", "with others", "in words"]
     counted = "; ".join(
-        f"{', '.join(str(int(row[name])) for name in verdicts)} by the {_SCORES[by]}"
+        f"by the {_SCORES[by]} "
+        + listed(f"{row[name]} {word}" for name, word in zip(verdicts, words, strict=True))
         for by, row in counts.iterrows()
     )
     return Listing(
@@ -145,14 +147,14 @@ def _confirmed(run: Run) -> Listing:
         "Is the component that a score names first the right one?",
         Caption(
             "For each factor that is known of every image: the component with the highest score, "
-            "and its place by the truths. Confirmed: in the top tenth by what is read alone and by "
-            "the accuracy lost; with others: by the loss with others in its place; in words: by "
-            f"that and what is read in words. Of {len(table) // len(counts)} there are {counted}.",
-            "Read alone: R² of a linear reader of the factor from the component. Accuracy lost: by "
-            "replacing it by its mean, which costs nothing where others carry the factor too; with "
-            "others: on average over random halves of the others replaced with it. Read in words: "
-            "R² of a reader of what it says in the directions of the factor’s words. Place: share "
-            "of the components that are not above it; the best is at 100 %.",
+            f"and its place by the truths. Of {len(table) // len(counts)}, {counted}.",
+            "Confirmed: in the top tenth by what is read alone and by the accuracy lost; with "
+            "others: by the loss with others in its place; in words: by that and what is read in "
+            "words. Read alone: R² of a linear reader of the factor from the component. Accuracy "
+            "lost: by replacing it by its mean, which costs nothing where others carry the factor "
+            "too; with others: on average over random halves of the others replaced with it. Read "
+            "in words: R² of a reader of what it says in the directions of the factor’s words. "
+            "Place: share of the components that are not above it; the best is at 100\u202f%.",
             plural(int(table["components"].max()), "component") + " at most",
         ),
         fields,
@@ -179,8 +181,7 @@ def _reconstruction(run: Run) -> Figure:
         Caption(
             "Accuracy, mean over the known factors, when each head’s contribution is replaced by "
             "its projection on the first texts of its label; dashed: on as many principal "
-            "components; grey: on as many random directions; line at the top: the heads "
-            "themselves.",
+            "components; grey: on as many random directions; dotted: the heads themselves.",
             "The mean of a head stays. The factor is read from the sum by a linear reader fitted "
             "on the whole representation.",
             plural(int(table["n"].max()), "image"),
@@ -200,7 +201,7 @@ def _reconstruction_panel(part: pd.DataFrame, model: str) -> Panel:
     def draw(axes: Axes) -> None:
         whole = part.loc[part["texts"] < 0, "accuracy"]
         if len(whole):
-            axes.axhline(whole.mean(), color=colour("line"), linewidth=1.2)
+            axes.axhline(whole.mean(), color=colour("ink"), linestyle=(0, (1, 1.6)), linewidth=1.2)
         for kind, (tone, line) in styles.items():
             rows = part[(part["directions"] == kind) & (part["texts"] >= 0)].sort_values("texts")
             axes.plot(rows["texts"], rows["accuracy"], line, color=colour(tone), label=names[kind])

@@ -21,7 +21,7 @@
   }
 
   const narrow = "\u202f";
-  const minus = (text) => text.replace("-", "−");
+  const minus = (text) => (Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−"));
   function percent(value, digits = 1) {
     return value === null || value === undefined ? "–" : minus((100 * value).toFixed(digits)) + narrow + "%";
   }
@@ -136,10 +136,10 @@
     const names = Object.keys(columns);
     const count = columns[names[0]].length;
     const numeric = names.map((name) => columns[name].every((v) => v === null || typeof v === "number"));
-    const side = (i) => ({ class: numeric[i] ? "number" : false });
+    const side = (i, value) => ({ class: numeric[i] ? "number" : String(value).length <= 26 && "short" });
     const rows = Array.from({ length: Math.min(count, maxRows) }, (_, row) =>
       el("tr", {}, names.map((name, i) =>
-        el("td", { ...side(i), "data-sort": columns[name][row] ?? "" }, cellText(columns[name][row])))));
+        el("td", { ...side(i, columns[name][row]), "data-sort": columns[name][row] ?? "" }, cellText(columns[name][row])))));
     const table = el("table", {},
       el("thead", {}, el("tr", {}, names.map((name, i) => el("th", { scope: "col", ...side(i) }, name.replaceAll("_", " "))))),
       el("tbody", {}, rows));
@@ -340,8 +340,10 @@
     const own = tip.getBoundingClientRect();
     const beside = box.right + own.width + 18 < innerWidth;
     const above = box.top - own.height - 8;
-    tip.style.left = `${beside ? box.right + 10 : Math.max(8, Math.min(box.left, innerWidth - own.width - 8))}px`;
-    tip.style.top = `${beside ? Math.max(8, Math.min(box.top, innerHeight - own.height - 8)) : above > 8 ? above : box.bottom + 8}px`;
+    const left = beside ? box.right + 10 : Math.max(8, Math.min(box.left, innerWidth - own.width - 8));
+    const top = beside ? Math.max(8, Math.min(box.top, innerHeight - own.height - 8)) : above > 8 ? above : box.bottom + 8;
+    tip.style.left = `${left + scrollX}px`;
+    tip.style.top = `${top + scrollY}px`;
   }
   function hideTip() { tip.hidden = true; }
 
@@ -408,7 +410,8 @@
     }
     document.querySelectorAll(".model-map").forEach((map) => { map.hidden = Boolean(model) && map.dataset.model !== model; });
     byId("atlas-maps").classList.toggle("one", Boolean(model) || models.length === 1);
-    byId("atlas-count").textContent = asked ? `${found.length} of ${parts.length} components` : `${found.length} components`;
+    const order = words.length && found.length > 1 ? ", first those whose text explains most of them" : "";
+    byId("atlas-count").textContent = asked ? `${found.length} of ${parts.length} components${order}` : `${found.length} components`;
     const share = (entry) => (words.length ? Math.max(...entry.texts.map((text) => text[2])) : valueOf(entry.part, measure.key) ?? -1);
     found.sort((a, b) => share(b) - share(a));
     showResults(asked ? found.slice(0, 40) : [], words, found.length);
@@ -421,11 +424,11 @@
     const heads = ["component", "model", "role", "texts"].map((name) => el("th", { scope: "col" }, name));
     heads.push(el("th", { scope: "col", class: "number" }, measure.name));
     const rows = found.map(({ part, texts }) => el("tr", {},
-      el("td", {}, componentButton(part.model, part.id)), el("td", {}, part.model),
-      el("td", {}, part.role ? part.role.name : "–"),
+      el("td", {}, componentButton(part.model, part.id)), el("td", { class: "short" }, part.model),
+      el("td", { class: "short" }, part.role ? part.role.name : "–"),
       el("td", {}, texts.slice(0, 4).flatMap((text, i) => [i ? " · " : "", ...marked(text[0], words)])),
       el("td", { class: "number" }, valueText(part, measure))));
-    place.replaceChildren(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows))),
+    place.replaceChildren(el("div", { class: "scroll" }, el("table", { class: "many" }, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows))),
       count > found.length ? el("p", { class: "hint" }, `The first ${found.length} of ${count}.`) : "");
   }
   function componentButton(model, id) {
