@@ -432,7 +432,8 @@
       count > found.length ? el("p", { class: "hint" }, `The first ${found.length} of ${count}.`) : "");
   }
   function componentButton(model, id) {
-    return el("button", { type: "button", class: "component", "data-model": model, "data-component": id }, shortName(id));
+    const pieces = shortName(id).split(/(?<=[./])/).map((piece) => [el("wbr"), piece]);
+    return el("button", { type: "button", class: "component", "data-model": model, "data-component": id }, pieces);
   }
 
   // Cards
