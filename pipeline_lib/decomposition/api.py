@@ -164,7 +164,7 @@ def decompose(
         if directions is not None and not early:
             values = values @ directions.T
         return Decomposition(
-            values, table.copy(), representation, error, plan.readout, frozen=plan.frozen
+            values, table.copy(), representation, error, plan.readout, frozen=plan.frozen.copy()
         )
 
 
@@ -259,5 +259,5 @@ def _per_token(
         error = relative_error(values.sum(2), representation @ directions.T)
     table = plan.components.iloc[rows].reset_index(drop=True)
     return Decomposition(
-        values, table, representation, error, plan.readout, layout, frozen=plan.frozen
+        values, table, representation, error, plan.readout, layout, frozen=plan.frozen.copy()
     )

@@ -86,7 +86,10 @@ class Capture:
     parameters: tuple[str, ...] = ()
 
     def live_state(self) -> dict[str, Tensor]:
-        """Current value of every weight the graph reads, by placeholder name."""
+        """Current value of every weight the graph reads, by placeholder name.
+
+        Every path is followed anew, since a part of the module may have been replaced.
+        """
         found: dict[str, Tensor] = {}
         for name, source in self.state.items():
             found[name] = _fetch(self.module, source) if isinstance(source, str) else source
@@ -94,8 +97,11 @@ class Capture:
 
 
 def _fetch(module: nn.Module, path: str) -> Tensor:
-    owner, _, leaf = path.rpartition(".")
-    return getattr(module.get_submodule(owner), leaf)
+    *owners, name = path.split(".")
+    for owner in owners:
+        module = module._modules[owner]  # type: ignore[assignment]
+    held = module._parameters if name in module._parameters else module._buffers
+    return held[name] if name in held else getattr(module, name)  # type: ignore[return-value]
 
 
 def capture(module: nn.Module, images: Tensor) -> Capture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -66,7 +67,7 @@ class Plan:
     dense: bool = False
     column_bytes: ColumnBytes = field(default_factory=ColumnBytes)
 
-    @property
+    @cached_property
     def frozen(self) -> pd.DataFrame:
         """Nonlinearities on the residual stream that are frozen at their value: module, operation,
         detail (`frozen gate` or `frozen selection`)."""
