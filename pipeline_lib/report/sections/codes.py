@@ -53,7 +53,7 @@ def _readings(run: Run, book: PictureBook) -> Readings:
             "pool with weights above zero (matching pursuit). A component’s share is that of the "
             "product with the text; where it is above 100\u202f%, others work against it. None is "
             "named where what the components say nearly cancels, so that shares mean nothing.",
-            f"{plural(max(map(len, tabs.values())), 'image')} for each model",
+            f"{plural(max(map(len, tabs.values()), default=0), 'image')} for each model",
             "A text is the nearest of the pool: what the pool cannot say is said by what it has.",
         ),
         tabs,
