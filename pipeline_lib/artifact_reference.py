@@ -36,7 +36,9 @@ upper 16 bits of float32.
 _MOMENTS = """## Moments
 
 Safetensors files, at level `moments` alone: of each shard and of all of them. Every array is there
-for the images of split `test` (`test.n`, …) and for all others (`fit.n`, …).
+for the images of split `test` (`test.n`, …) and for all others (`fit.n`, …). Where maps are fitted
+from them, images held out of the fit are apart (`heldout.n`, …), and of `fit` and `heldout` the `e`
+targets of an image are counted in behind its `r` coordinates: the axes are then `r + e` long.
 """
 
 _MANIFESTS = """## What made an artifact

@@ -32,7 +32,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "manifest": 1,
     "features": 1,
     "contributions": 4,
-    "maps": 2,
+    "maps": 3,
     "scores": 8,
     "validation": 5,
     "comparison": 3,
@@ -92,12 +92,18 @@ _ARROW = {
 }
 
 
-def _interval(name: str) -> tuple[Column, Column]:
+def _interval(name: str, nullable: bool = False) -> tuple[Column, Column]:
     """Columns of the interval of a mean over images."""
     return (
-        Column(f"{name}_low", "float64", "lower end of its 95 % interval over images"),
-        Column(f"{name}_high", "float64", "upper end"),
+        Column(f"{name}_low", "float64", "lower end of its 95 % interval over images", nullable),
+        Column(f"{name}_high", "float64", "upper end", nullable),
     )
+
+
+def _of_images(name: str, meaning: str) -> tuple[Column, Column, Column]:
+    """Columns of a mean over images and its interval, missing where no image is kept."""
+    mean = Column(name, "float64", f"{meaning}; not from moments", nullable=True)
+    return (mean, *_interval(name, nullable=True))
 
 
 _TABLES = (
@@ -141,13 +147,14 @@ _TABLES = (
     ),
     Table(
         "shard_splits",
-        "The rows of one shard with their splits: what its moments depend on.",
+        "The rows of one shard with their splits: what its moments depend on. Where these serve to "
+        "fit maps, images held out of the fit have a split of their own.",
         (
             Column("row", "int64", "row in every store of this data set"),
             Column("path", "string", "path of the file, relative to the data set's folder"),
             Column("active", "bool", "false where the image has left the data set"),
             Column("sha256", "string", "hash of the file's bytes"),
-            Column("split", "string", "train, val or test", nullable=True),
+            Column("split", "string", "train, val, test or heldout", nullable=True),
         ),
     ),
     Table(
@@ -182,18 +189,20 @@ _TABLES = (
         (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set the map was fitted on"),
-            Column("method", "string", "compalign, shared, ridge, procrustes, identity"),
+            Column("method", "string", "one of maps.method, or identity"),
             Column("chosen", "bool", "true for the map that later stages use"),
             Column("split", "string", "train or heldout"),
             Column("n", "int64", "images"),
-            Column("cosine", "float64", "mean cosine to the target, -1 to 1"),
-            *_interval("cosine"),
-            Column("recall_at_1", "float64", "share of images nearest to their own target"),
-            *_interval("recall_at_1"),
+            *_of_images("cosine", "mean cosine to the target, -1 to 1"),
+            *_of_images("recall_at_1", "share of images nearest to their own target"),
+            *_of_images("recall_at_5", "share of images with their own target in the first 5"),
             Column(
-                "recall_at_5", "float64", "share of images with their own target in the first 5"
+                "explained",
+                "float64",
+                "share of the targets' variance that is explained, at most 1; chosen by it from "
+                "moments; of least squares alone",
+                nullable=True,
             ),
-            *_interval("recall_at_5"),
             Column("seconds", "float64", "wall time of the fit"),
         ),
     ),
@@ -769,7 +778,8 @@ STORES: dict[str, tuple[Array, ...]] = {
     ),
 }
 
-#: What a file of moments (safetensors) holds of every group of images, as `{group}.{name}`.
+#: What a file of moments (safetensors) holds of every group of images, as `{group}.{name}`. Where
+#: maps are fitted, the `e` targets of an image stand behind its `r` coordinates as further columns.
 MOMENTS: tuple[Array, ...] = (
     Array("n", ("1",), "int64", "number of images"),
     Array("mean", ("r",), "float64", "mean of the coordinates of all components"),

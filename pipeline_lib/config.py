@@ -292,7 +292,7 @@ class Maps(_Section):
     given: str | None = None
     """Folder of maps of another run (its `maps`), applied as they are; null: maps are fitted."""
     method: MapMethod = "anchored"
-    """Which maps the later stages use."""
+    """Which maps the later stages use; from moments `ridge` alone is fitted."""
     orthogonality: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight λ of the orthogonality of the published objective."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 3.0e-4
@@ -540,6 +540,14 @@ def space_of(config: RunConfig, model: str) -> str | None:
     if is_clip(config.models[model].id):
         return model
     return "reference" if config.reference is not None else None
+
+
+def moment_fits(config: RunConfig) -> dict[str, str]:
+    """Models whose maps are fitted from moments, each with the data set of the fit."""
+    maps = config.maps
+    if config.contributions.level != "moments" or maps is None or maps.given is not None:
+        return {}
+    return {name: maps.dataset for name, model in config.models.items() if not is_clip(model.id)}
 
 
 def image_root(config: RunConfig, dataset: str) -> Path:
@@ -855,11 +863,7 @@ def _level_problems(raw: Mapping[str, Any]) -> list[str]:
         name for name in _keys(raw, "models") if not is_clip(str(_at(raw, "models", name, "id")))
     ]
     if raw.get("maps") and fitted and not _at(raw, "maps", "given"):
-        problems.append(
-            f"maps: those of {fitted[0]} are fitted on the contributions of every image, which "
-            f"contributions.level: {level} does not keep; fit them in a run of level factored on "
-            "fewer images, and name its folder in maps.given"
-        )
+        problems += _fit_problems(raw["maps"], fitted[0], str(level))
     if _at(raw, "scores", "method") == "nonnegative" and level == "moments":
         problems.append(
             "scores.method: 'nonnegative' reads every image, which contributions.level: moments "
@@ -869,6 +873,34 @@ def _level_problems(raw: Mapping[str, Any]) -> list[str]:
         problems.append(
             "applications.ablation.classifier: a probe reads other directions than "
             "contributions.level: projected keeps; valid: own, zero_shot"
+        )
+    return problems
+
+
+def _fit_problems(maps: Any, model: str, level: str) -> list[str]:
+    """Ways to fit maps that need more of every image than the level of the contributions keeps."""
+    elsewhere = "fit maps in a run of level factored on fewer images, and name its folder in "
+    elsewhere += "maps.given"
+    if level == "projected":
+        return [
+            f"maps: those of {model} are fitted on the contributions of every image, which "
+            f"contributions.level: {level} does not keep; {elsewhere}"
+        ]
+    baselines = _at(maps, "baselines")
+    asked = [("method", _at(maps, "method") or Maps.model_fields["method"].default)]
+    asked += [("baselines", name) for name in (baselines if isinstance(baselines, list) else [])]
+    problems = [
+        f"maps.{key}: {name!r} is fitted on the contributions of every image, which "
+        f"contributions.level: {level} does not keep; valid: ridge; or {elsewhere}"
+        for key, name in asked
+        if name != "ridge"
+    ]
+    target = _at(maps, "target") or "image"
+    if target != "image":
+        problems.append(
+            f"maps.target: {target!r} changes with the words of the run, and with "
+            f"contributions.level: {level} every change would read all images anew; valid: image; "
+            f"or {elsewhere}"
         )
     return problems
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline_lib.artifacts import read_table
-from pipeline_lib.config import RunConfig
+from pipeline_lib.config import RunConfig, moment_fits
 from pipeline_lib.errors import DiskError
 from pipeline_lib.factors import Factors, load_factors
 
@@ -53,6 +53,7 @@ def dump_bytes(
     shards: int = 1,
     classes: int = 0,
     directions: int | None = None,
+    groups: int = 2,
 ) -> int:
     """Bytes of a dump before compression, which saves little on such numbers.
 
@@ -65,16 +66,19 @@ def dump_bytes(
     level
         One of `LEVELS`; `projected` keeps `directions` numbers of every component (or, where these
         are not given, the coordinates of `factors`, which are then those of a projected dump);
-        `moments` for two groups of images the mean and the covariance of all `r` coordinates,
+        `moments` for some `groups` of images the mean and the covariance of all `r` coordinates,
         `8 r²` bytes each, of every shard and of their sum.
     shards
         Jobs of the dump.
     classes
         Logits of an image.
+    groups
+        Two; three where maps are fitted from moments (the targets among these are left out).
     """
     components, width, columns = len(factors.ranks), factors.width, factors.columns
     if level == "moments":
-        return 2 * (shards + 1) * 8 * (columns * columns + columns + 1) + 4 * factors.bases.size
+        sums = groups * (shards + 1)
+        return 8 * sums * (columns * columns + columns + 1) + 4 * factors.bases.size
     projected = columns if directions is None else components * directions
     numbers = {"full": components * width, "factored": columns, "projected": projected}[level]
     beside = 4 * (width + 2 + classes)  # representation, error, rounding, logits
@@ -82,10 +86,10 @@ def dump_bytes(
     return images * (numbers * BYTES[dtype] + beside) + bases
 
 
-def job_bytes(factors: Factors, shard_size: int, level: str) -> int:
+def job_bytes(factors: Factors, shard_size: int, level: str, groups: int = 2) -> int:
     """Memory of one dump job beside its model: its shard and the same compressed, or its sums."""
     if level == "moments":
-        return 2 * 8 * factors.columns**2
+        return groups * 8 * factors.columns**2
     return 2 * shard_size * factors.columns * 4
 
 
@@ -99,6 +103,7 @@ def estimate_dump(
     levels: Sequence[str] = LEVELS,
     classes: int = 0,
     directions: int | None = 16,
+    groups: int = 2,
 ) -> pd.DataFrame:
     """One row for each of some levels: bytes, jobs, hours and cost of one dump.
 
@@ -122,12 +127,18 @@ def estimate_dump(
                 shards=jobs,
                 classes=classes,
                 directions=directions,
+                groups=groups,
             ),
             **facts,
         }
         for level in levels
     ]
     return pd.DataFrame(rows)
+
+
+def moment_groups(config: RunConfig, model: str, dataset: str) -> int:
+    """Groups of images whose moments are apart: see `moment_dumps.group_columns`."""
+    return 3 if moment_fits(config).get(model) == dataset else 2
 
 
 def missing_bytes(config: RunConfig) -> dict[str, int]:
@@ -154,7 +165,10 @@ def missing_bytes(config: RunConfig) -> dict[str, int]:
             rows = rows[~rows["shard"].astype(str).isin(written)]
             images, shards = int(rows["active"].sum()), rows["shard"].nunique()
             if images:
-                size = dump_bytes(images, factors, settings.dtype, settings.level, shards=shards)
+                size = dump_bytes(
+                    images, factors, settings.dtype, settings.level, shards=shards,
+                    groups=moment_groups(config, model, dataset),
+                )  # fmt: skip
                 found[f"{model} on {dataset}"] = size
     return found
 

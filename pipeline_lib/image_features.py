@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float32
 
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.config import Contributions
@@ -16,7 +19,7 @@ from pipeline_lib.dumps import open_features
 from pipeline_lib.errors import ArtifactError
 from pipeline_lib.images import image_batches
 from pipeline_lib.progress import Progress
-from pipeline_lib.store import Shard, write_layout, write_shard
+from pipeline_lib.store import Shard, read_shard, write_layout, write_shard
 
 if TYPE_CHECKING:
     from pipeline_lib.models import VisionModel
@@ -97,6 +100,49 @@ def embed_shard(
         "shard_size": settings.shard_size,
         "width": int(blank.shape[1]),
     }
+
+
+@dataclass(frozen=True)
+class ShardEmbeddings:
+    """Embeddings of the active images of one shard, and facts on the reference that made them."""
+
+    vectors: Float32[np.ndarray, "n e"]
+    facts: Record
+
+    @property
+    def width(self) -> int:
+        """Width e of the CLIP space."""
+        return self.vectors.shape[1]
+
+
+def read_embeddings(path: Path, record: Path, rows: pd.DataFrame) -> ShardEmbeddings:
+    """What `embed_shard` wrote for one shard, without the metadata of the whole store.
+
+    Parameters
+    ----------
+    path
+        The object that holds the shard's embeddings.
+    record
+        The facts on the shard.
+    rows
+        All rows of the shard, from table `shard` or `shard_splits`.
+
+    Raises
+    ------
+    ArtifactError
+        If they are missing, damaged or of other images.
+    """
+    facts: Record = json.loads(record.read_text("utf-8"))
+    sizes = {"n": len(rows), "e": int(str(facts["width"]))}
+    size = int(str(facts.pop("shard_size")))
+    values = read_shard(path, "features", "image_embeddings", sizes, shard_size=size)
+    vectors = values[rows["active"].to_numpy()]
+    if not np.isfinite(vectors).all():
+        raise ArtifactError(
+            f"{path} lacks embeddings of some of its {len(vectors)} images; delete it and run "
+            "snakemake again"
+        )
+    return ShardEmbeddings(vectors, facts)
 
 
 def gather_features(

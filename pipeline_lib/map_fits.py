@@ -22,7 +22,14 @@ from pipeline_lib.coordinates import MEMORY_BYTES, Source, encode
 from pipeline_lib.errors import DataError, close_matches
 from pipeline_lib.map_problem import Fitted, Problem
 from pipeline_lib.map_ridge import anchored_ridge, ridge, shared_ridge
-from pipeline_lib.maps import Maps, agreement, check_targets, unit
+from pipeline_lib.maps import (
+    LEAST_SQUARES,
+    Maps,
+    agreement,
+    check_targets,
+    explained_share,
+    unit,
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +75,7 @@ class MapFit:
         The maps of the chosen method.
     metrics
         One row per method and split: columns method, chosen, split, n, cosine, recall_at_1,
-        recall_at_5, seconds.
+        recall_at_5, explained, seconds.
     history
         Held-out cosine after each epoch of the chosen method; empty for closed forms.
     """
@@ -294,10 +301,11 @@ def _metrics(
 ) -> list[dict[str, Any]]:
     rows = []
     for split, index in (("train", problem.fit), ("heldout", problem.heldout)):
-        images = problem.images(index, fitted.blocks, fitted.bias)
+        mapped, targets = problem.mapped(index, fitted.blocks, fitted.bias), problem.targets[index]
+        explained = explained_share(mapped, targets) if method in LEAST_SQUARES else np.nan
         rows.append(
             {"method": method, "chosen": chosen, "split": split}
-            | agreement(images, problem.targets[index])
-            | {"seconds": seconds}
+            | agreement(unit(mapped), targets)
+            | {"explained": explained, "seconds": seconds}
         )
     return rows

@@ -44,7 +44,13 @@ class Problem:
         self, index: np.ndarray, blocks: Float[Tensor, "r e"], bias: Float[Tensor, " e"]
     ) -> Float[Tensor, "m e"]:
         """Unit vectors in CLIP space of the images at `index`."""
-        return unit(torch.cat([rows @ blocks + bias for _, rows in self.chunks(index)]))
+        return unit(self.mapped(index, blocks, bias))
+
+    def mapped(
+        self, index: np.ndarray, blocks: Float[Tensor, "r e"], bias: Float[Tensor, " e"]
+    ) -> Float[Tensor, "m e"]:
+        """Representations of the images at `index` in CLIP space, as long as they come out."""
+        return torch.cat([rows @ blocks + bias for _, rows in self.chunks(index)])
 
     def cosine(
         self, index: np.ndarray, blocks: Float[Tensor, "r e"], bias: Float[Tensor, " e"]

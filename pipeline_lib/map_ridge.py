@@ -70,7 +70,7 @@ def _primal(
         centred = rows - mean.float()
         gram += centred.T @ centred
         cross += centred.T @ aims[index]
-    return lambda strength: _solve(gram, cross, strength).float()
+    return lambda strength: damped_solution(gram, cross, strength).float()
 
 
 def _dual(
@@ -92,7 +92,7 @@ def _dual(
     factor = images / width
 
     def solve(strength: float) -> Float[Tensor, "r e"]:
-        alpha = _solve(gram, wanted, strength * factor).float()
+        alpha = damped_solution(gram, wanted, strength * factor).float()
         return torch.cat([centred(columns).T @ alpha for columns in strips])
 
     return solve
@@ -142,7 +142,7 @@ def _iterated(
     return solve
 
 
-def _solve(
+def damped_solution(
     gram: Float[Tensor, "m m"], right: Float[Tensor, "m e"], strength: float
 ) -> Float[Tensor, "m e"]:
     """Solution of `(gram + strength · mean of its diagonal · I) x = right`."""

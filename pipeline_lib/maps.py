@@ -31,6 +31,9 @@ from pipeline_lib.intervals import mean_interval
 #: Number of the file format of saved maps.
 FORMAT = 1
 
+#: Methods that minimise the squared distance to the targets; of others the length is free.
+LEAST_SQUARES = ("ridge", "anchored", "shared")
+
 _CHUNK = 1024
 
 
@@ -176,6 +179,21 @@ def without_test(splits: pd.Series) -> Int[np.ndarray, " m"]:
     return positions
 
 
+def with_heldout(manifest: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """The manifest with images held out of the fit of maps under a split of their own, `heldout`.
+
+    Raises
+    ------
+    DataError
+        As `without_test` and `split_heldout`.
+    """
+    positions = without_test(manifest["split"])
+    heldout = split_heldout(manifest["image_id"].iloc[positions].tolist(), share, seed)
+    splits = manifest["split"].to_numpy(dtype=object, copy=True)
+    splits[positions[heldout]] = "heldout"
+    return manifest.assign(split=splits)
+
+
 # Metrics
 
 
@@ -204,8 +222,7 @@ def applied_metrics(
             | agreement(images[chosen], unit(targets)[chosen])
         )
     frame = pd.DataFrame(rows)
-    frame["seconds"] = time.perf_counter() - started
-    return frame
+    return frame.assign(explained=np.nan, seconds=time.perf_counter() - started)
 
 
 def unit(vectors: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
@@ -227,6 +244,17 @@ def agreement(images: Float[Tensor, "m e"], targets: Float[Tensor, "m e"]) -> di
         low, high = mean_interval(each)
         found |= {name: float(each.mean()), f"{name}_low": low, f"{name}_high": high}
     return found
+
+
+def explained_share(mapped: Float[Tensor, "m e"], targets: Float[Tensor, "m e"]) -> float:
+    """Share of the targets' variance over images that mapped representations explain.
+
+    `1 - Σ‖y - f(z)‖² / Σ‖y - ȳ‖²`: at most 1, below 0 where the mean target is nearer; NaN where
+    the targets are all the same.
+    """
+    rest = (targets.double() - mapped.double()).square().sum()
+    spread = (targets.double() - targets.double().mean(0)).square().sum()
+    return float(1 - rest / spread) if spread > 0 else float("nan")
 
 
 def target_ranks(images: Float[Tensor, "m e"], targets: Float[Tensor, "m e"]) -> Tensor:
@@ -265,6 +293,12 @@ def check_targets(
 
 
 # Files
+
+
+def known_values(metrics: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table of metrics, each with what was measured, for the manifest of maps."""
+    rows = metrics.to_dict("records")
+    return [{str(key): value for key, value in row.items() if not pd.isna(value)} for row in rows]
 
 
 def save_maps(maps: Maps, weights: str | Path, manifest: str | Path) -> None:

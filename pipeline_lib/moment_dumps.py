@@ -2,7 +2,9 @@
 
 One call sums the moments of one shard (`sum_shard`); when all shards are there one call adds them
 up (`gather_moments`). Images of split `test` are summed apart from all others, because labels are
-tested on them. What can be made from moments is in `pipeline_lib.streamed`.
+tested on them. Where maps are to be fitted, so are the images held out of the fit, and the targets
+of both sides are counted in as further columns. What can be made from moments is in
+`pipeline_lib.streamed` and `pipeline_lib.map_moments`.
 """
 
 from __future__ import annotations
@@ -29,13 +31,33 @@ from pipeline_lib.device import compute_device
 from pipeline_lib.encoder import Encoder
 from pipeline_lib.errors import ArtifactError
 from pipeline_lib.factors import Factors
+from pipeline_lib.image_features import ShardEmbeddings
 from pipeline_lib.streamed import StreamedMoments, load_moments, save_moments
 
 if TYPE_CHECKING:
     from pipeline_lib.models import VisionModel
 
-#: Groups of images whose moments are apart: those that may be fitted on, and those kept to test.
-GROUPS = ("fit", "test")
+
+def group_columns(factors: Factors, targets: int | None) -> dict[str, int]:
+    """Groups of images whose moments are apart, each with the columns that these are of.
+
+    Parameters
+    ----------
+    factors
+        The bases that the coordinates are taken in.
+    targets
+        Width of the targets that maps are fitted to; None where none are fitted.
+
+    Returns
+    -------
+    dict
+        `fit`: images that may be fitted on; `test`: those kept to test; where maps are fitted
+        `heldout`: those held out of the fit, and the targets among the columns of both sides of it.
+    """
+    columns = factors.columns
+    if targets is None:
+        return {"fit": columns, "test": columns}
+    return {"fit": columns + targets, "heldout": columns + targets, "test": columns}
 
 
 def sum_shard(
@@ -45,6 +67,7 @@ def sum_shard(
     settings: Contributions,
     factors: Factors,
     *,
+    targets: ShardEmbeddings | None = None,
     workers: int = 2,
 ) -> tuple[dict[str, StreamedMoments], pd.DataFrame, dict[str, Any]]:
     """Decompose the images of one shard and sum the moments of their coordinates.
@@ -55,11 +78,13 @@ def sum_shard(
         As for `contributions.dump_shard`.
     rows
         Table `shard_splits`: all rows of one shard with their splits.
+    targets
+        Where maps are fitted, what to: then images of split `heldout` are held out of the fit.
 
     Returns
     -------
     moments, components, facts
-        Moments of each of `GROUPS`, and what `contributions.dump_shard` gives.
+        Moments of each group of `group_columns`, and what `contributions.dump_shard` gives.
 
     Raises
     ------
@@ -71,18 +96,24 @@ def sum_shard(
     device, began = compute_device(), time.monotonic()
     model.to(device)
     encoder = Encoder(factors, settings, device)
-    groups = {name: StreamedMoments.none(factors.columns) for name in GROUPS}
+    columns = group_columns(factors, None if targets is None else targets.width)
+    groups = {name: StreamedMoments.none(count) for name, count in columns.items()}
     active = rows[rows["active"]].reset_index(drop=True)
-    is_test = (active["split"] == "test").to_numpy()
+    group_of = active["split"].where(active["split"].isin(groups), "fit").to_numpy()
     parts, worst = None, 0.0
     for where, done, arrays in decomposed(model, active, root, settings, encoder, device, workers):
         coordinates, parts = arrays["coordinates"], done
         worst = max(worst, float(arrays["error"].max()))
-        groups["fit"].add(coordinates[~is_test[where]])
-        groups["test"].add(coordinates[is_test[where]])
+        for name, group in groups.items():
+            chosen = group_of[where] == name
+            values = coordinates[chosen]
+            if targets is not None and name != "test":
+                values = np.hstack([values, targets.vectors[where][chosen]])
+            group.add(values)
     parts = blank_shard(model, settings) if parts is None else parts
     facts = {
         **shard_facts(model, parts, settings, factors),
+        **({} if targets is None else {"targets": targets.facts}),
         "made": {**made_facts(len(active), began), "worst_error": worst},
     }
     return groups, parts.components.assign(rank=factors.ranks), facts
@@ -123,9 +154,11 @@ def gather_moments(
         If shards were made differently, or one is missing or damaged.
     """
     table, facts, made = agreed(records, factors)
-    total = {name: StreamedMoments.none(factors.columns) for name in GROUPS}
+    targets = facts["targets"]["width"] if "targets" in facts else None
+    columns = group_columns(factors, targets)
+    total = {name: StreamedMoments.none(count) for name, count in columns.items()}
     for path in shards:
-        for name, group in _checked(load_moments(path), factors, path).items():
+        for name, group in _checked(load_moments(path), columns, path).items():
             total[name].merge(group)
     save_moments(total, out)
     write_table("components", table, components, facts)
@@ -133,22 +166,26 @@ def gather_moments(
         **dump_facts({**facts, "tolerance": tolerance}, made, manifest),
         "dtype": "float64",
         "exactness": {"worst_error": max(shard["worst_error"] for shard in made)},
-        "sizes": {"n": sum(group.n for group in total.values()), "r": factors.columns},
+        "sizes": {
+            "n": sum(group.n for group in total.values()),
+            "r": factors.columns,
+            **({} if targets is None else {"e": targets}),
+        },
         "bytes": out.stat().st_size,
     }
 
 
 def _checked(
-    found: Mapping[str, StreamedMoments], factors: Factors, path: Path
+    found: Mapping[str, StreamedMoments], columns: Mapping[str, int], path: Path
 ) -> Mapping[str, StreamedMoments]:
-    sound = set(found) == set(GROUPS) and all(
-        group.squares.shape == (factors.columns, factors.columns)
+    sound = set(found) == set(columns) and all(
+        group.squares.shape == (columns[name], columns[name])
         and bool(np.isfinite(group.squares).all())
-        for group in found.values()
+        for name, group in found.items()
     )
     if not sound:
         raise ArtifactError(
-            f"{path} does not hold the moments of {factors.columns} coordinates; delete it and "
+            f"{path} does not hold the moments of {columns['test']} coordinates; delete it and "
             "run snakemake again"
         )
     return found

@@ -28,6 +28,7 @@ from zarr.storage import MemoryStore
 from pipeline_lib.artifacts import STORES, Array, atomic_path
 from pipeline_lib.errors import ArtifactError
 from pipeline_lib.store_layout import (
+    decoded,
     disk_dtype,
     document,
     encoded,
@@ -108,6 +109,37 @@ def write_shard(
         raise ArtifactError(
             f"{error}; nothing of shard {shard} was left. Free some space or choose another "
             "results folder, and run snakemake again."
+        ) from error
+
+
+def read_shard(
+    path: str | Path, kind: str, array: str, sizes: Mapping[str, int], *, shard_size: int
+) -> Float32[np.ndarray, "rows ..."]:
+    """Rows of one shard object of an array, for a job that must not wait for the whole store.
+
+    Parameters
+    ----------
+    path
+        The object, as `shard_object` names it.
+    kind, array
+        Of the store, and the name of its array.
+    sizes
+        Length of every axis, by its letter; `n` is the number of rows of this shard.
+    shard_size
+        Rows of a shard.
+
+    Raises
+    ------
+    ArtifactError
+        If it is missing or damaged.
+    """
+    declared = _declared(kind, array)
+    try:
+        content = Path(path).read_bytes()
+        return decoded(declared, layout_of(declared, sizes, shard_size, "float32"), content)
+    except Exception as error:  # what Zarr and its codecs raise on damage is of many kinds
+        raise ArtifactError(
+            f"{path} is missing or damaged ({error}); delete it and run snakemake again"
         ) from error
 
 

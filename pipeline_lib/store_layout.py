@@ -100,6 +100,20 @@ def encoded(array: Array, layout: Mapping[str, Any], values: np.ndarray) -> byte
     return document(empty.store, "/".join([array.name, *object_key(array, 0)]))
 
 
+def decoded(array: Array, layout: Mapping[str, Any], content: bytes) -> Float32[np.ndarray, "..."]:
+    """Values in the bytes of one shard object, as `encoded` made them.
+
+    Raises
+    ------
+    Exception
+        Of many kinds, by Zarr and its codecs: the bytes are damaged.
+    """
+    empty = _in_memory(array, layout)
+    key = "/".join([array.name, *object_key(array, 0)])
+    sync(empty.store.set(key, default_buffer_prototype().buffer.from_bytes(content)))
+    return from_disk(np.asarray(empty[:]))
+
+
 def document(store: Any, key: str) -> bytes:
     """The bytes under a key of a Zarr store."""
     content = sync(store.get(key, default_buffer_prototype()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -67,6 +68,12 @@ def snakemake(
         text=True,
         **(streams or {"capture_output": True}),
     )
+
+
+def jobs_of(done: subprocess.CompletedProcess[str]) -> Counter[str]:
+    """How many jobs of each rule a run of `snakemake` started; it must have ended well."""
+    assert done.returncode == 0, done.stderr[-6000:]
+    return Counter(re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):$", done.stderr, re.MULTILINE))
 
 
 def plan(folder: Path, *targets: str, snakefile: Path = SNAKEFILE) -> Jobs:

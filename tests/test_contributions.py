@@ -22,7 +22,7 @@ from pipeline_lib.dumps import open_dump, open_features
 from pipeline_lib.encoder import model_factors
 from pipeline_lib.errors import ArtifactError, DataError, ModelError, ToleranceError
 from pipeline_lib.factors import Factors
-from pipeline_lib.image_features import embed_shard, gather_features
+from pipeline_lib.image_features import embed_shard, gather_features, read_embeddings
 from pipeline_lib.listing import list_images
 from pipeline_lib.manifest import make_manifest
 from pipeline_lib.models import VisionModel, load_model
@@ -283,6 +283,17 @@ def test_embeddings_stand_in_the_rows_of_their_images(photos: Path) -> None:
         colour = np.asarray(Image.open(photos / path)).mean(axis=(0, 1)) + 1.0
         expected = colour / np.linalg.norm(colour)
         np.testing.assert_allclose(features.embeddings([position])[0], expected, rtol=1e-5)
+    record = photos.parent / "1.json"
+    record.write_text(json.dumps(records[Path("1.json")]))
+    path = Path(shard_object(store, "features", "image_embeddings", 1))
+    alone = read_embeddings(path, record, rows_of(photos, 1))  # of rows 4 to 7, without the sixth
+    np.testing.assert_array_equal(alone.vectors, features.embeddings([4, 5, 6]))
+    assert alone.facts == {"model": "stand-in", "weight_hash": "0", "width": 3}
+    with pytest.raises(ArtifactError, match="lacks embeddings of some of its 4 images"):
+        read_embeddings(path, record, rows_of(photos, 1).assign(active=True))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match="missing or damaged.*delete it"):
+        read_embeddings(path, record, rows_of(photos, 1))
     records[Path("2.json")]["weight_hash"] = "1"
     with pytest.raises(ArtifactError, match=r"2\.json was made otherwise than 0\.json"):
         gather_features(store, records, photos.parent / "images.parquet")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import own_run, plan, rules_of, snakemake
+from running import TINY, changed, own_run, plan, rules_of, snakemake
 
-from pipeline_lib.estimate import Machine, dump_bytes, estimate_dump, human
+from pipeline_lib.config import load_config
+from pipeline_lib.estimate import Machine, dump_bytes, estimate_dump, human, moment_groups
 from pipeline_lib.factors import Factors
 from pipeline_lib.store import write_layout, write_shard
 
@@ -31,6 +32,19 @@ def test_bytes_by_hand() -> None:
     )
     moments = [dump_bytes(n, factors, "float32", "moments", shards=64) for n in (10, 10**9)]
     assert set(moments) == {65 * 2 * 8 * (columns**2 + columns + 1) + bases}
+    fitted = dump_bytes(10, factors, "float32", "moments", shards=64, groups=3)
+    assert fitted - bases == 1.5 * (moments[0] - bases)
+
+
+def test_moments_that_maps_are_fitted_on_have_a_group_more() -> None:
+    content = changed(TINY, "contributions.level", "moments")
+    content |= {"maps": {"dataset": "world", "method": "ridge"}, "applications": {}}
+    config = load_config(content, check_files=False)
+    pairs = [(model, dataset) for model in TINY["models"] for dataset in TINY["datasets"]]
+    assert {pair for pair in pairs if moment_groups(config, *pair) == 3} == {("deit", "world")}
+    content["maps"] |= {"given": "elsewhere"}
+    given = load_config(content, check_files=False)
+    assert {moment_groups(given, *pair) for pair in pairs} == {2}
 
 
 def test_a_vit_b_takes_a_fifth_of_the_room_from_some_thousand_images() -> None:

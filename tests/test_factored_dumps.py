@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline_lib.artifacts import read_table, write_table
+from pipeline_lib.artifacts import read_provenance, read_table, write_table
 from pipeline_lib.config import Contributions, FolderData, SplitShares
 from pipeline_lib.contributions import dump_shard, gather_dump
 from pipeline_lib.decomposition import decompose, plan_for
@@ -19,9 +19,10 @@ from pipeline_lib.dumps import Dump, components_path, open_dump
 from pipeline_lib.encoder import model_factors
 from pipeline_lib.errors import ArtifactError, DataError, ToleranceError
 from pipeline_lib.factors import Factors, factorise, load_factors, save_factors
+from pipeline_lib.image_features import ShardEmbeddings
 from pipeline_lib.listing import list_images
 from pipeline_lib.manifest import make_manifest
-from pipeline_lib.maps import Maps
+from pipeline_lib.maps import Maps, with_heldout
 from pipeline_lib.models import VisionModel, load_model
 from pipeline_lib.moment_dumps import gather_moments, sum_shard
 from pipeline_lib.provenance import data_fingerprint, missing_fields
@@ -248,6 +249,51 @@ def test_moments_of_shards_are_those_of_the_dump(vit: VisionModel, photos: Path)
         gather_moments(shards, records, *more, *out)
     with pytest.raises(ArtifactError, match="other bases"):
         gather_moments(shards, records, *more[:2], Factors.whole(3, 4), *out)
+
+
+def test_moments_for_a_fit_of_maps_count_the_targets_in(vit: VisionModel, photos: Path) -> None:
+    """Held-out images are apart, test images have no targets, and other references are refused."""
+    folder = photos.parent
+    dump, _ = dumped(vit, photos, "whole")
+    manifest = read_table("manifest", folder / "images.parquet")
+    rows = with_heldout(manifest, 0.4, seed=0)[["row", "path", "active", "sha256", "split"]]
+    settings = Contributions(datasets=["x"], shard_size=60, batch_size=8, level="moments")
+    vectors = np.random.default_rng(0).normal(size=(20, 5)).astype("float32")
+    vectors[rows["split"] == "test"] = np.nan
+    shards, records = [], []
+    for number, part in enumerate((rows, rows.assign(active=False))):
+        facts = {"model": "clip", "weight_hash": "a", "width": 5}
+        targets = ShardEmbeddings(vectors[part["active"]], facts)
+        groups, components, facts = sum_shard(
+            vit, part, photos, settings, dump.factors, targets=targets
+        )
+        shards.append(folder / f"{number}.safetensors")
+        records.append(folder / f"{number}.parquet")
+        save_moments(groups, shards[-1])
+        write_table("components", components, records[-1], facts)
+    out = folder / "all.safetensors", folder / "all.components.parquet"
+    more = (folder / "images.parquet", settings.tolerance, dump.factors, *out)
+    facts = gather_moments(shards, records, *more)
+    assert facts["sizes"] == {"n": 20, "r": dump.factors.columns, "e": 5}
+    found = load_moments(out[0])
+    kinds = rows["split"].where(rows["split"].isin(["test", "heldout"]), "fit").to_numpy()
+    assert set(found) == set(kinds)
+    values = np.hstack([dump.coordinates(np.arange(20)), vectors])
+    for name, group in found.items():
+        chosen = values[kinds == name]
+        expected = StreamedMoments.of([chosen[:, :-5] if name == "test" else chosen])
+        assert group.n == expected.n
+        np.testing.assert_allclose(group.mean, expected.mean, atol=1e-6)
+        np.testing.assert_allclose(group.squares, expected.squares, atol=1e-5)
+    write_table(
+        "components",
+        components,
+        records[1],
+        read_provenance(records[1])
+        | {"targets": {"model": "clip", "weight_hash": "b", "width": 5}},
+    )
+    with pytest.raises(ArtifactError, match="made otherwise"):
+        gather_moments(shards, records, *more)
 
 
 def test_nothing_to_project_on_is_an_error(photos: Path) -> None:

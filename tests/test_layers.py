@@ -21,8 +21,8 @@ LAYERS = (
         "coordinates", "factors",
     },
     {
-        "decomposition", "maps", "map_problem", "map_ridge", "map_fits", "scores", "streamed",
-        "textspan", "nonnegative", "significance", "roles", "truths", "validation",
+        "decomposition", "maps", "map_problem", "map_ridge", "map_fits", "map_moments", "scores",
+        "streamed", "textspan", "nonnegative", "significance", "roles", "truths", "validation",
         "validation_page", "comparison", "hierarchy", "token_groups", "reconstruction",
         "passes", "classify", "ablation", "ablation_plan", "retrieval", "heatmaps", "segmentation",
         "segmentation_counts", "baseline_maps", "token_recipes", "retrieval_metrics",

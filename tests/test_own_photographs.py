@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from running import SMALL, changed, own_run, photograph, plan, rules_of, snakemake, write_config
+from running import (
+    SMALL,
+    changed,
+    jobs_of,
+    own_run,
+    photograph,
+    plan,
+    rules_of,
+    snakemake,
+    write_config,
+)
 
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.dumps import open_dump
@@ -24,10 +33,8 @@ def shard_times(folder: Path) -> dict[str, int]:
 def dump(folder: Path, jobs: dict[str, int] | None = None) -> set[str]:
     """Run the dumps; gives the shards that were written. All jobs are counted where asked."""
     before = shard_times(folder)
-    done = snakemake(folder, "dumps")
-    assert done.returncode == 0, done.stderr[-6000:]
-    ran = re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):$", done.stderr, re.MULTILINE)
-    assert jobs is None or Counter(ran) == Counter({**jobs, "dumps": 1}), ran
+    ran = jobs_of(snakemake(folder, "dumps"))
+    assert jobs is None or ran == Counter({**jobs, "dumps": 1}), ran
     assert not plan(folder, "dumps")
     return {shard for shard, time in shard_times(folder).items() if before.get(shard) != time}
 

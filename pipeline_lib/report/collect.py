@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline_lib.artifacts import TABLES, read_provenance, read_table
-from pipeline_lib.config import RunConfig, image_root, space_of
+from pipeline_lib.config import RunConfig, image_root, moment_fits, space_of
 from pipeline_lib.errors import ArtifactError
 
 #: Stages in the order of the pipeline, with the names used in config keys, folders and headings.
@@ -29,6 +29,7 @@ _STAGE_OF_RULE = {
     "moments": "contributions",
     "gather_moments": "contributions",
     "known_maps": "maps",
+    "maps_of_moments": "maps",
     "scores_of_moments": "scores",
     "labels": "scores",
     "exactness": "report",
@@ -132,7 +133,7 @@ def _model_artifacts(config: RunConfig) -> Iterator[Artifact]:
             if config.contributions.level != "moments":
                 path = f"report/exactness/{model}/{dataset}.parquet"
                 yield Artifact("exactness", path)
-        if config.maps and whole:
+        if (config.maps and whole) or model in moment_fits(config):
             yield Artifact("map_metrics", f"maps/{model}.metrics.parquet")
         if config.scores:
             dataset = config.scores.dataset

@@ -94,7 +94,7 @@ def _exactness(run: Run) -> Markup | None:
 def _maps(run: Run) -> Markup | None:
     table = run["map_metrics"]
     table = table[table["chosen"].astype(bool) & (table["split"] == "heldout")]
-    fitted = table[table["method"] != "identity"]
+    fitted = table[(table["method"] != "identity") & table["cosine"].notna()]
     if fitted.empty:
         return None
     spread = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from pipeline_lib.maps import (
     split_heldout,
     target_ranks,
     unit,
+    with_heldout,
 )
 
 N, C, D, E = 400, 4, 16, 12
@@ -387,6 +389,18 @@ def test_heldout_images_stay_heldout_when_images_are_added() -> None:
     np.testing.assert_array_equal(split_heldout(IDS, 0.3, seed=1)[:200], before)
     assert not np.array_equal(split_heldout(IDS[:200], 0.3, seed=2), before)
     assert abs(split_heldout(IDS, 0.3, seed=1).mean() - 0.3) < 0.08
+
+
+def test_a_split_of_its_own_holds_the_images_that_a_fit_holds_out() -> None:
+    splits = ["test" if i % 5 == 0 else "val" if i % 5 == 1 else "train" for i in range(N)]
+    divided = with_heldout(pd.DataFrame({"image_id": IDS, "split": splits}), 0.25, seed=0)
+    kept = np.array([split != "test" for split in splits])
+    heldout = split_heldout([name for name, keep in zip(IDS, kept, strict=True) if keep], 0.25, 0)
+    np.testing.assert_array_equal(
+        np.flatnonzero(kept)[heldout], np.flatnonzero(divided["split"] == "heldout")
+    )
+    same = divided["split"] != "heldout"
+    assert [splits[i] for i in np.flatnonzero(same)] == divided["split"][same].tolist()
 
 
 def test_too_few_images_are_refused() -> None:

@@ -226,6 +226,7 @@ def _write_maps(run: Path, model: str, rng: np.random.Generator) -> None:
             )
     names = ["model", "dataset", "method", "chosen", "split", "n", "cosine"]
     table = pd.DataFrame(rows, columns=[*names, "recall_at_1", "recall_at_5", "seconds"])
+    table["explained"] = np.where(table["method"] == "ridge", table["cosine"] ** 2, np.nan)
     for name in ("cosine", "recall_at_1", "recall_at_5"):
         table[f"{name}_low"], table[f"{name}_high"] = table[name] - 0.02, table[name] + 0.02
     write_table("map_metrics", table, run / "maps" / f"{model}.metrics.parquet", PROVENANCE)

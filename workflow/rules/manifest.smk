@@ -8,8 +8,13 @@
 
 
 def listing_params(dataset):
-    """What decides the tables of a data set: at level `moments` the shards' splits are among them."""
+    """What decides the tables of a data set: at level `moments` the shards' splits are among them.
+
+    Where maps are fitted from moments, so is the share of images held out of the fit.
+    """
     splits = {"splits": True} if CONFIG.contributions.level == "moments" else {}
+    if dataset in MOMENT_FITS.values():
+        splits["heldout"] = CONFIG.maps.heldout
     return section(CONFIG.datasets[dataset]) | splits
 
 

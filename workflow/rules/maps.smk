@@ -3,6 +3,9 @@
 # maps/{model}.safetensors, .json and .metrics.parquet. The map of a CLIP model is the identity.
 # Maps of another run can be given; they are measured on this run's images and taken as they are.
 
+# Models whose maps are fitted from moments, each with the data set of the fit.
+MOMENT_FITS = settings.moment_fits(CONFIG)
+
 
 def maps_of(model):
     """Maps of a model: the file of weights and its manifest."""

@@ -1,7 +1,9 @@
 # Moments: at level `moments`, what is kept in place of a dump. Reads the images of one shard at a
 # time; writes contributions/{model}/{dataset}.moments/{shard}.safetensors with the means and
 # covariances of the contributions' coordinates and a record of how they were made. When all shards
-# are there, one job adds them up; scores, labels, roles and the hierarchy are made from the sums.
+# are there, one job adds them up; scores, labels, roles and the hierarchy are made from the sums. Of
+# the data set that maps are fitted on the targets are counted in, one shard's image embeddings at a
+# time.
 
 MOMENTS = f"{RESULTS}/contributions/{{model}}/{{dataset}}.moments"
 MOMENT_TABLES = ["scores", "labels", "roles", "hierarchy"]
@@ -12,9 +14,23 @@ ruleorder: scores_of_moments > scores
 
 
 def shard_splits(wildcards):
-    """Table of the rows of one shard with their splits."""
+    """Table of the rows of one shard with their splits; those of a fit of maps where there is one."""
     checkpoints.manifest.get(dataset=wildcards.dataset)
-    return f"{RESULTS}/manifest/{wildcards.dataset}/splits/{wildcards.shard}.parquet"
+    kind = "fits" if is_fit(wildcards) else "splits"
+    return f"{RESULTS}/manifest/{wildcards.dataset}/{kind}/{wildcards.shard}.parquet"
+
+
+def is_fit(wildcards):
+    """Whether the maps of a model are fitted from its moments of a data set."""
+    return MOMENT_FITS.get(wildcards.model) == wildcards.dataset
+
+
+def shard_targets(wildcards):
+    """Image embeddings of one shard and their record, where maps are fitted to them."""
+    base = f"{RESULTS}/features/{wildcards.dataset}"
+    embeddings = shard_object(f"{base}.zarr", "features", "image_embeddings", wildcards.shard)
+    record = f"{base}.shards/{wildcards.shard}.json"
+    return [embeddings, record] if is_fit(wildcards) else []
 
 
 def moment_files(model, dataset):
@@ -27,6 +43,7 @@ def moment_files(model, dataset):
 rule moments:
     input:
         shard=shard_splits,
+        targets=shard_targets,
         facts=f"{BASES}.json",
         bases=ancient(f"{BASES}.safetensors"),
     output:

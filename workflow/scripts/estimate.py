@@ -7,7 +7,14 @@ from _job import job, load_run_model
 
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.contributions import decompose_rate
-from pipeline_lib.estimate import Machine, estimate_dump, free_bytes, human, job_bytes
+from pipeline_lib.estimate import (
+    Machine,
+    estimate_dump,
+    free_bytes,
+    human,
+    job_bytes,
+    moment_groups,
+)
 from pipeline_lib.factors import load_factors
 
 with job(snakemake) as config:
@@ -25,8 +32,10 @@ with job(snakemake) as config:
             table = config.folder / "manifest" / dataset / "images.parquet"
             count = asked.images or int(read_table("manifest", table)["active"].sum())
             known = settings.level == "projected"  # then its bases are those at hand
+            groups = moment_groups(config, name, dataset)
             plan = estimate_dump(
                 count, factors, settings.dtype, settings.shard_size, machine, classes=classes,
+                groups=groups,
                 **({"levels": ["projected"], "directions": None} if known else {}),
             )  # fmt: skip
             print(f"\n{name} on {dataset}: {count:,} images, {rate:.1f} images/s a worker, "
@@ -35,7 +44,8 @@ with job(snakemake) as config:
                 print(f"  {row.level:10} {human(row.bytes):>10}   {row.jobs:,} jobs   "
                       f"{row.hours:,.2f} h   cost {row.cost:,.2f}")  # fmt: skip
             needed += int(plan.set_index("level").loc[settings.level, "bytes"])
-            largest = max(largest, job_bytes(factors, settings.shard_size, settings.level))
+            size = job_bytes(factors, settings.shard_size, settings.level, groups)
+            largest = max(largest, size)
     free = free_bytes(config.folder)
     verdict = "enough" if needed < free else "NOT ENOUGH"
     print(

@@ -5,7 +5,7 @@ from pathlib import Path
 from _job import job
 
 from pipeline_lib.artifacts import read_table, write_table
-from pipeline_lib.config import image_root
+from pipeline_lib.config import image_root, moment_fits
 from pipeline_lib.listing import list_images
 from pipeline_lib.manifest import make_manifest, write_shards
 
@@ -27,4 +27,9 @@ with job(snakemake) as config:
     write_shards(manifest, output.parent / "shards")
     if config.contributions.level == "moments":
         write_shards(manifest, output.parent / "splits", "shard_splits")
+    if name in moment_fits(config).values():
+        from pipeline_lib.maps import with_heldout  # here: others need not wait for PyTorch
+
+        divided = with_heldout(manifest, config.maps.heldout, config.seed)
+        write_shards(divided, output.parent / "fits", "shard_splits")
     write_table("manifest", manifest, output, facts)

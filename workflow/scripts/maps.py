@@ -15,6 +15,7 @@ from pipeline_lib.map_fits import MapFit, Settings, fit_maps
 from pipeline_lib.maps import (
     applied_metrics,
     identity_maps,
+    known_values,
     load_maps,
     save_maps,
     split_heldout,
@@ -65,7 +66,7 @@ with job(snakemake) as config:
         "settings": settings,
         "seed": asked.seed,
         "images": int(np.sum(~heldout)),
-        "metrics": metrics.drop(columns=["model", "dataset"]).to_dict("records"),
+        "metrics": known_values(fit.metrics),
     }
     if snakemake.input.given:
         facts["fitted"] = dict(fit.maps.facts)

@@ -21,7 +21,10 @@ with job(snakemake):
     groups, factors = load_moments(given.moments[0]), load_factors(given.bases)
     components = read_table("components", given.moments[1])
     maps, texts = load_maps(*given.maps), read_table("text_features", given.texts)
-    found = groups["fit"].mapped(factors, maps)
+    seen = groups["fit"]
+    if "heldout" in groups:  # apart for the fit of the maps alone
+        seen.merge(groups["heldout"])
+    found = seen.mapped(factors, maps)
     fresh = groups["test"].mapped(factors, maps) if groups["test"].n > 1 else None
     facts = {"images": found.n, "texts_per_component": count, "draws": draws, "seed": seed}
 
@@ -37,7 +40,7 @@ with job(snakemake):
 
     def of_parts(parts: list[Part]) -> tuple[Moments, Moments | None]:
         held = None if fresh is None else groups["test"].parts(factors, fresh, parts)
-        return groups["fit"].parts(factors, found, parts), held
+        return seen.parts(factors, found, parts), held
 
     beside = {"random": random, "heldout": fresh}
     write_described(snakemake, components, pool, found, chosen, of_parts, facts, **beside)

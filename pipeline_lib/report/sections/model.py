@@ -193,12 +193,13 @@ def _exactness_table(run: Run) -> Listing:
 def maps_section(run: Run) -> Section:
     """How well the mapped contributions point to the CLIP embedding."""
     table = run["map_metrics"]
+    blocks = [_cosines(run)] if table["cosine"].notna().any() else []  # moments have none
     return Section(
         key="maps",
         title="Maps",
         about="Linear maps that take each component’s contribution to the CLIP space, where it "
         "can be compared with text. For a CLIP model the map is the identity.",
-        blocks=[_cosines(run), _map_table(run)] if len(table) else [],
+        blocks=[*blocks, _map_table(run)] if len(table) else [],
         not_run=run.not_run.get("maps", ""),
     )
 
@@ -259,6 +260,7 @@ def _map_table(run: Run) -> Listing:
         Field("cosine", "cosine", decimal),
         Field("recall_at_1", "found first", percent),
         Field("recall_at_5", "in first five", percent),
+        Field("explained", "variance explained", percent),
         Field("seconds", "fit", duration),
     ]
     return Listing("map-metrics", "All maps", None, fields, table, run.files["map_metrics"])
