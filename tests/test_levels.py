@@ -254,7 +254,7 @@ def test_a_stage_that_needs_more_than_the_level_keeps_is_refused_by_name(
         load_config(changed(TINY, "contributions.level", level), check_files=False)
 
 
-@pytest.mark.parametrize("method", set(get_args(MapMethod)) - {"ridge"})
+@pytest.mark.parametrize("method", sorted({*get_args(MapMethod)} - {"ridge"}))
 def test_maps_that_need_every_image_are_refused_at_moments(method: str) -> None:
     content = changed(TINY, "contributions.level", "moments")
     content["maps"]["method"] = method
