@@ -33,7 +33,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "features": 1,
     "contributions": 4,
     "maps": 3,
-    "scores": 8,
+    "scores": 9,
     "validation": 5,
     "comparison": 3,
     "ablation": 4,
@@ -271,7 +271,9 @@ _TABLES = (
             Column("kind", "string", "kind of the component"),
             Column("layer", "int64", "layer of the component"),
             Column("head", "int64", "head of the component"),
-            Column("role", "string", "category of texts, or 'no clear role'"),
+            Column(
+                "role", "string", "category of texts, 'no clear role' or 'texts of one category'"
+            ),
             Column("share", "float64", "share of the explained variance in the first category"),
             Column("margin", "float64", "that share less the share of the second category"),
             Column("p_value", "float64", "share of shuffled categories with as large a share"),

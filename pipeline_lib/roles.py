@@ -17,6 +17,8 @@ from pipeline_lib.scores import Moments
 from pipeline_lib.textspan import component_variances
 
 NO_ROLE = "no clear role"
+#: What stands for a role where the pool has one category, so that none can be told.
+ONE_CATEGORY = "texts of one category"
 #: A role is named when it is this unlikely by chance, and ahead of the next by this share.
 P_VALUE, MARGIN = 0.05, 0.1
 
@@ -43,7 +45,8 @@ def role_table(
     -----
     The share of a category is its texts' share of the variance that the label explains. The
     p-value is the share of shuffles in which some category has at least as large a share: a
-    category with many texts in the pool is expected more often.
+    category with many texts in the pool is expected more often. From a pool of one category no role
+    can be told: `ONE_CATEGORY` stands for all.
     """
     names, codes = np.unique(np.asarray(pool_categories), return_inverse=True)
     unknown = sorted(set(labels["category"]) - set(names))
@@ -67,12 +70,13 @@ def role_table(
         chance = category_shares(gains, shuffled, len(names)).max(axis=1)
         p_value = (1 + int((chance >= shares[first] - 1e-12).sum())) / (1 + draws)
         clear = p_value <= P_VALUE and ahead >= MARGIN
+        unclear = NO_ROLE if len(names) > 1 else ONE_CATEGORY
         facts = label.iloc[0][["component", "id", "kind", "layer", "head"]].to_dict()
         variances = component_variances(found, int(component))
         rows.append(
             facts
             | {
-                "role": str(names[first]) if clear else NO_ROLE,
+                "role": str(names[first]) if clear else unclear,
                 "share": float(shares[first]),
                 "margin": float(ahead),
                 "p_value": p_value,

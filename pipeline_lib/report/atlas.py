@@ -13,7 +13,7 @@ from pipeline_lib.heatmaps import common_scale
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.pictures import PictureBook
 from pipeline_lib.report.words import is_absent
-from pipeline_lib.roles import NO_ROLE
+from pipeline_lib.roles import NO_ROLE, ONE_CATEGORY
 
 
 def from_input(components: pd.DataFrame) -> pd.DataFrame:
@@ -66,7 +66,7 @@ def atlas(run: Run, book: PictureBook) -> dict[str, Any]:
     ]
     parts = _Lookup(run, book)
     models = [parts.model(name) for name in run.models]
-    found = sorted(set(run["roles"]["role"]) - {NO_ROLE})
+    found = sorted(set(run["roles"]["role"]) - {NO_ROLE, ONE_CATEGORY})
     return {
         "measures": list(_measures(run, features, targets)),
         "features": features,
@@ -183,11 +183,11 @@ def _by_component(table: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
 
 
 def _texts(labels: pd.DataFrame) -> list[list[Any]]:
-    """Text, category, variance, cumulative, bound; the numbers short."""
+    """Text, category, variance, cumulative, random texts, bound; the numbers short."""
+    shares = ["variance", "cumulative", "cumulative_random", "cumulative_pca"]
     return [
-        [row.text, row.category]
-        + [_short(v) for v in (row.variance, row.cumulative, row.cumulative_pca)]
-        for row in labels.itertuples()
+        [row["text"], row["category"], *(_short(row[name]) for name in shares)]
+        for row in labels.to_dict("records")
     ]
 
 

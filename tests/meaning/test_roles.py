@@ -10,7 +10,7 @@ import torch
 from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.errors import DataError
 from pipeline_lib.maps import identity_maps
-from pipeline_lib.roles import NO_ROLE, category_shares, entropy, role_table
+from pipeline_lib.roles import NO_ROLE, ONE_CATEGORY, category_shares, entropy, role_table
 from pipeline_lib.scores import Moments, moments
 
 E = 8
@@ -54,6 +54,12 @@ def test_a_category_that_fills_the_pool_is_no_finding() -> None:
     table = role_table(labels(same), found([1]), pool, draws=300, seed=0)
     assert table["p_value"][0] > 0.5
     assert table["role"][0] == NO_ROLE
+
+
+def test_from_a_pool_of_one_category_no_role_can_be_told() -> None:
+    same = [("name", 0.3), ("name", 0.2)]
+    table = role_table(labels(same), found([1]), ["name"] * 40, draws=20, seed=0)
+    assert table["role"].tolist() == [ONE_CATEGORY]
 
 
 def test_p_values_of_meaningless_categories_are_uniform() -> None:

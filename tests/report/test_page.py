@@ -21,6 +21,7 @@ from pipeline_lib.report.page import render_page, script_json, write_report
 from pipeline_lib.report.pictures import PictureBook
 from pipeline_lib.report.sheet import SIDE, sheet
 from pipeline_lib.report.style import PALETTE
+from pipeline_lib.roles import NO_ROLE, ONE_CATEGORY
 
 CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
 HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'>\"'&$x$"
@@ -219,6 +220,15 @@ def test_tables_may_be_empty_and_a_model_may_have_no_heads(one_model):
     assert "No file was rejected." in page.html
     assert "What the heads are about" in page.html
     assert "heat-on-object" not in {figure.name for figure in page.figures}
+
+
+def test_of_texts_of_one_category_no_role_is_told(run):
+    alike = dict(run.tables) | {"roles": run["roles"].assign(role=ONE_CATEGORY)}
+    page = render_page(dataclasses.replace(run, tables=alike))
+    assert "so no role can be told" in page.html
+    assert "so no role can be told" not in render_page(run).html
+    atlas = Outline(page.html).data["atlas"]
+    assert json.loads(atlas)["roles"] == [NO_ROLE]
 
 
 def test_texts_of_users_stay_texts(one_model):

@@ -29,7 +29,7 @@ from pipeline_lib.report.sections.comparison import comparison_blocks
 from pipeline_lib.report.sections.truth import truth_blocks
 from pipeline_lib.report.style import WIDEST, Panel, colour, draw_panel
 from pipeline_lib.report.words import decimal, percent, plural, whole
-from pipeline_lib.roles import MARGIN, NO_ROLE, P_VALUE
+from pipeline_lib.roles import MARGIN, NO_ROLE, ONE_CATEGORY, P_VALUE
 
 #: Share of a feature's score whose number of components is reported.
 CARRIED = 0.9
@@ -224,8 +224,8 @@ def _best(run: Run) -> Listing:
 
 
 def _role_words(role: pd.Series) -> str:
-    if role["role"] == NO_ROLE:
-        return NO_ROLE
+    if role["role"] in (NO_ROLE, ONE_CATEGORY):
+        return str(role["role"])
     return f"{role['role']} ({percent(role['share'], 0)})"
 
 
@@ -244,11 +244,17 @@ def _roles(run: Run) -> Figure:
     heads = run["roles"][run["roles"]["kind"].isin(["head", "attention"])]
     counts = heads.groupby(["model", "role"]).size().unstack(fill_value=0)
     counts = counts.reindex([name for name in run.models if name in counts.index])
+    none = ONE_CATEGORY if ONE_CATEGORY in counts else NO_ROLE
     order = counts.sum().sort_values(ascending=False, kind="stable").index.tolist()
-    shown = [name for name in order if name != NO_ROLE][:7]
+    shown = [name for name in order if name != none][:7]
     rest = [name for name in order if name not in shown]
-    counts[NO_ROLE] = counts[rest].sum(axis=1)
-    counts = counts[[*shown, NO_ROLE]]
+    counts[none] = counts[rest].sum(axis=1)
+    counts = counts[[*shown, none]]
+    limit = "A head without a clear role may still carry a feature: see its scores."
+    if len(rest) > 1:
+        limit += f" Rarer roles are counted with “{none}”."
+    if none == ONE_CATEGORY:
+        limit = "The pool’s texts are of one category, so no role can be told. See the texts."
     return Figure(
         "roles",
         "What the heads are about",
@@ -258,10 +264,9 @@ def _roles(run: Run) -> Figure:
             f"leads the next by {100 * MARGIN:.0f} points or more, and shuffled categories reach "
             f"that share with p ≤ {P_VALUE}.",
             plural(len(heads), "head"),
-            "A head without a clear role may still carry a feature: see its scores."
-            + (f" Rarer roles are counted with “{NO_ROLE}”." if len(rest) > 1 else ""),
+            limit,
         ),
-        [draw_panel(stacked_rows(counts, "heads", NO_ROLE), "", WIDEST, 1.1 + 0.3 * len(counts))],
+        [draw_panel(stacked_rows(counts, "heads", none), "", WIDEST, 1.1 + 0.3 * len(counts))],
         run["roles"],
         run.files["roles"],
         columns=1,
@@ -270,7 +275,7 @@ def _roles(run: Run) -> Figure:
 
 def _explained(run: Run) -> Figure:
     labels = run["labels"][run["labels"]["kind"].isin(["head", "attention"])]
-    columns = ["cumulative", "cumulative_pca"]
+    columns = ["cumulative", "cumulative_random", "cumulative_pca"]
     spread = labels.groupby(["model", "rank"], sort=False)[columns].quantile([0.25, 0.5, 0.75])
     data = spread.unstack().reset_index()
     data.columns = ["_".join(str(p) for p in name if p != "") for name in data.columns]
@@ -284,7 +289,8 @@ def _explained(run: Run) -> Figure:
         "How much of a head its texts explain",
         Caption(
             "Share of a head’s variance explained by its first texts: median over heads and the "
-            "middle half, beside the same number of principal components (dashed).",
+            "middle half, beside as many principal components (dashed) and random vectors "
+            "(dotted).",
             "Greedy choice of texts (TextSpan); principal components are the most that any "
             "directions could explain.",
             f"{plural(labels[['model', 'component']].drop_duplicates().shape[0], 'head')}, "
@@ -309,6 +315,14 @@ def _explained_panel(part: pd.DataFrame, model: str) -> Panel:
             linestyle=(0, (4, 2)),
             linewidth=1.3,
             label="principal components",
+        )
+        axes.plot(
+            texts,
+            part["cumulative_random_0.5"],
+            color=colour("muted"),
+            linestyle=(0, (1, 2)),
+            linewidth=1.3,
+            label="random vectors",
         )
         axes.set_ylim(0, 1)
         axes.set_xlim(1, max(2, int(texts.max())))

@@ -252,13 +252,14 @@
     const interval = Number.isFinite(values[1]) ? ` (${percent(values[1])} to ${percent(values[2])})` : "";
     return percent(values[0]) + interval;
   }
-  const noRole = "no clear role";
+  const [noRole, oneCategory] = ["no clear role", "texts of one category"];
   function roleText(role) {
     if (!role) return "no texts";
-    return role.name === noRole ? noRole : `${role.name}, ${percent(role.share, 0)} of what its texts explain`;
+    return [noRole, oneCategory].includes(role.name) ? role.name : `${role.name}, ${percent(role.share, 0)} of what its texts explain`;
   }
   function roleWhy(role) {
     if (!role) return null;
+    if (role.name === oneCategory) return "A role is told from texts of several categories; the pool has one.";
     const lead = role.name === noRole ? `Its first category has ${percent(role.share, 0)} of what its texts explain, ` : `${role.texts} of its ${role.of} texts, `;
     return `${lead}${minus((100 * role.margin).toFixed(0))} points ahead of the next; by chance p = ${role.p_value.toFixed(3)}.`;
   }
@@ -493,12 +494,12 @@
     if (!part.texts.length) return null;
     const rows = part.texts.map((text) => el("tr", {}, el("td", {}, text[0]), el("td", {}, text[1]),
       el("td", { class: "number" }, percent(text[2])), el("td", { class: "number" }, percent(text[3])),
-      el("td", { class: "number" }, percent(text[4]))));
-    const heads = ["text", "category", "adds", "together", "bound"].map((name, i) =>
+      el("td", { class: "number" }, percent(text[4])), el("td", { class: "number" }, percent(text[5]))));
+    const heads = ["text", "category", "adds", "together", "random", "bound"].map((name, i) =>
       el("th", { scope: "col", class: i > 1 ? "number" : false }, name));
     return el("div", {}, el("h4", {}, "Texts"),
       el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows))),
-      el("p", { class: "small" }, "Share of this component's variance that each text adds, the texts so far together, and as many principal components: the bound."));
+      el("p", { class: "small" }, "Share of this component's variance that each text adds, and that the texts so far, as many random vectors, and as many principal components (the bound) explain together."));
   }
   function imagesOf(part) {
     if (!part.images.length) return null;
