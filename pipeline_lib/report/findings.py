@@ -104,12 +104,14 @@ def _maps(run: Run) -> Markup | None:
         spread += f"to {decimal(high['cosine'], 2)} for {high['model']}"
     return Markup(
         "On held-out images the mapped contributions point to the target with a mean cosine of "
-        "<b>{}</b>{}{}; <b>{}</b> of the images lie nearest to their own."
+        "<b>{}</b>{}{}; <b>{}</b> of {} lie nearest to their own ({} by chance)."
     ).format(
         decimal(fitted["cosine"].mean(), 2),
         on_average(len(fitted), "fitted map"),
         spread,
         percent(fitted["recall_at_1"].mean(), 0),
+        plural(int(fitted["n"].min()), "image"),
+        percent(1 / fitted["n"].min(), 1),
     )
 
 

@@ -228,7 +228,9 @@ def _similarity(run: Run, concepts: pd.DataFrame) -> Figure:
         "How near the descriptors lie to each other",
         Caption(
             "Cosine between the embeddings of all descriptors, grouped by feature.",
-            "Each descriptor is averaged over the prompt templates and normalised.",
+            "Each descriptor is averaged over the prompt templates and normalised."
+            if run.config.get("templates")
+            else "Each descriptor is embedded as it stands and normalised.",
             plural(concepts["text"].nunique(), "descriptor"),
             "Features whose words are hardly nearer to each other than to the words of another "
             "feature cannot be told apart well by any component.",
