@@ -148,7 +148,13 @@ def peak(call: Callable[[], object], device: str, warm: Callable[[], object]) ->
         target=_peak_apart, args=(call, warm, writer)
     )
     worker.start()
-    growth = reader.recv()
+    writer.close()  # so that the end of the worker is seen, whatever ended it
+    try:
+        growth = reader.recv()
+    except EOFError:
+        raise SystemExit(
+            "the pass whose memory was measured was ended: too little memory"
+        ) from None
     worker.join()
     return growth
 
@@ -205,11 +211,13 @@ def rows_of(
 ) -> list[dict[str, object]]:
     plain, device = plain_pass(model), options.device
     on_cpu = not device.startswith("cuda")
-    peaks = peaks_apart(name, options) if on_cpu else peaks_of(name, model, images, options)
     if options.compile:
         plan = plan_for(model, images)
         plain = torch.compile(plain)
         plan.runner = torch.compile(plan.runner)  # type: ignore[assignment]
+    peaks = peaks_apart(name, options) if on_cpu else peaks_of(name, model, plain, images, options)
+    if on_cpu and options.compile:  # that other process compiles nothing
+        peaks = {mode: dict.fromkeys(MEMORY, float("nan")) for mode in peaks}
     parts = decompose(model, images)
     rows = []
     for mode, call in modes(name, model, parts.representation.shape[1], options).items():
@@ -248,15 +256,22 @@ def peaks_apart(name: str, options: argparse.Namespace) -> dict[str, dict[str, f
     return table[list(MEMORY)].T.to_dict()  # type: ignore[return-value]
 
 
+#: Images whose activations are counted, all being kept meanwhile; of more, as many times these.
+MOST_COUNTED = 8
+
 #: What `peaks_of` measures for every mode.
 MEMORY = ("peak_mb", "plain_peak_mb", "activations_mb", "lean")
 
 
 def peaks_of(
-    name: str, model: nn.Module, images: Tensor, options: argparse.Namespace
+    name: str,
+    model: nn.Module,
+    own: Callable[[Tensor], Tensor],
+    images: Tensor,
+    options: argparse.Namespace,
 ) -> dict[str, dict[str, float]]:
-    """Peak memory of one plain and one pass of each mode, weights and plan held before."""
-    few, own, device = images[:2], plain_pass(model), options.device
+    """Peak memory of one plain pass and one of each mode, weights and plan held before."""
+    few, device = images[:2], options.device
     width = decompose(model, few).representation.shape[1]
     plain = peak(lambda: own(images), device, lambda: own(few))
     tops = {
@@ -267,7 +282,8 @@ def peaks_of(
         )
         for mode, call in modes(name, model, width, options).items()
     }
-    written = activations(lambda: own(few)) * len(images) / len(few)
+    counted = images[:MOST_COUNTED]
+    written = activations(lambda: plain_pass(model)(counted)) * len(images) / len(counted)
     return {
         mode: dict(zip(
             MEMORY,
@@ -281,7 +297,7 @@ def only_peaks(name: str, options: argparse.Namespace) -> list[dict[str, object]
     """Rows of the table of memory for one model."""
     model, images = on_device(name, options)
     with torch.no_grad():
-        found = peaks_of(name, model, images, options)
+        found = peaks_of(name, model, plain_pass(model), images, options)
     facts = {"model": name, "batch": options.batch, "device": options.device, "dtype": "float32"}
     rows = [{**facts, "mode": mode, **memory} for mode, memory in found.items()]
     for row in rows:
@@ -338,9 +354,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--peaks", action="store_true", help="memory alone, one pass each")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/decompose.parquet"))
     options = parser.parse_args(argv)
-    if options.peaks and not AT_ONCE.items() <= os.environ.items():
-        again = [sys.executable, "-m", "benchmarks.decompose", *(argv or sys.argv[1:])]
-        os.execve(sys.executable, again, os.environ | AT_ONCE)
     torch.set_num_threads(options.threads)
     device = torch.cuda.get_device_name() if options.device != "cpu" else platform.processor()
     print(f"{date.today()}, {device or platform.machine()}, {options.threads} threads, "
@@ -354,4 +367,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if "--peaks" in sys.argv and not AT_ONCE.items() <= os.environ.items():
+        again = [sys.executable, "-m", "benchmarks.decompose", *sys.argv[1:]]
+        os.execve(sys.executable, again, os.environ | AT_ONCE)
     sys.exit(main())

@@ -7,7 +7,6 @@ python -m benchmarks.photographs results/photos --docs docs/photographs.md
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from collections.abc import Sequence
 from datetime import date
@@ -65,9 +64,9 @@ def _times(summary: pd.DataFrame) -> str:
     whole = summary[summary["stage"] != "all"]
     seconds, jobs = whole["seconds"].sum(), int(whole["jobs"].sum())
     return (
-        f" Its {jobs} jobs took {seconds / 60:.0f} minutes together.\nAll numbers are those of the "
-        "Parquet tables under `results/photos/`, in per cent where no unit is\ngiven; intervals "
-        "are at 95 %."
+        f" Its {jobs} jobs took {seconds / 60:.0f} minutes, added up.\nAll numbers are those of "
+        "the Parquet tables under `results/photos/`, in per cent where no unit is\ngiven; "
+        "intervals are at 95 %."
     )
 
 
@@ -97,9 +96,8 @@ def _ablation(table: pd.DataFrame) -> str:
         f"## Mean ablation, the model's own classifier (n = {count:,})\n\n"
         "Components are replaced by their mean over the images, layer by layer (an attention block "
         "or an MLP is a\nlayer). With nothing ablated the accuracy is the model's own, with its "
-        "own preprocessing (resize 248\nbicubic, centre crop 224). The direct effects of early "
-        "layers hardly matter for the class, as both papers\nfound for larger models. `single`: of "
-        f"all components ablated alone, the {COSTLY} that cost most.\n\n"
+        "own preprocessing (resize 248\nbicubic, centre crop 224). `single`: of all components "
+        f"ablated alone, the {COSTLY} that cost most.\n\n"
         + _table(["curve", "last one", "ablated so far", "top-1", "interval", "n"], rows)
     )
 
@@ -157,10 +155,8 @@ def _retrieval(table: pd.DataFrame) -> str:
         "nearest labels\nof the probe's in CLIP's text space. Mean precision over the features of "
         "the configuration:\n\n"
         + _table(["method", " ", *(f"precision@{k}" for k in ranks)], rows)
-        + f"\n\nBest at {ranks[-1]} is `{best}`. The losing case: `subspace` (the features' texts, "
-        "read through the map) has\n"
-        f"{_per_cent(mean.loc['subspace', ranks[-1]])} at {ranks[-1]} here, while it is the best "
-        "way in the demo world."
+        + f"\n\nBest at {ranks[-1]} is `{best}`, last `{mean[ranks[-1]].drop('chance').idxmin()}` "
+        "(`subspace` reads the features' texts\nthrough the map)."
     )
 
 
@@ -185,7 +181,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, required=True)
     options = parser.parse_args()
     day = date.fromtimestamp((options.run / "summary.parquet").stat().st_mtime)
-    made = f"Made on {day} on {platform.machine()} with {os.cpu_count()} cores."
+    made = f"Made on {day} on {platform.machine()}."
     options.docs.write_text(page(options.run, made), "utf-8")
 
 

@@ -44,7 +44,8 @@ def _common_box(facts: Facts, node: fx.Node, leaves: Sequence[Leaf]) -> Box:
     for axis, size in enumerate(shape):
         asked = {readout.w.box[axis] for readout in readouts}
         mixed = any(r.m.full(axis) or r.full[axis] != size for r in readouts)
-        box.append(asked.pop() if len(asked) == 1 and size > 0 and not mixed else None)
+        rows = asked.pop() if len(asked) == 1 and size > 0 and not mixed else None
+        box.append(None if rows == (0, size) else rows)
     return tuple(None if axis in apart else rows for axis, rows in enumerate(box))
 
 

@@ -34,14 +34,27 @@ def test_a_class_token_model_records_the_rows_that_are_read(name: str, rows: int
         assert part[axes[0]] == rows
 
 
+@pytest.mark.parametrize("name", ["vit", "open_clip"])
+def test_what_is_recorded_keeps_no_more_alive(name: str) -> None:
+    model, images = small_model(name), images_for(name)
+    plan = plan_for(model, images)
+    with torch.no_grad():
+        run, _ = start(plan, images)
+    kept = [run.values[leaf.node] for leaf in plan.leaves]
+    cut = [part for part, whole in zip(kept, recorded(name)[1], strict=True) if part.shape != whole]
+    assert cut
+    assert all(part.untyped_storage().nbytes() == part.nbytes for part in cut)
+
+
 @pytest.mark.parametrize("name", ["swin", "siglip"])
 def test_where_all_tokens_are_read_all_are_recorded(name: str) -> None:
     parts, wholes = recorded(name)
     assert parts == wholes
 
 
-def test_rows_that_are_kept_give_what_whole_tensors_give() -> None:
-    model, images = small_model("vit"), images_for("vit")
+@pytest.mark.parametrize("name", ["vit", "vit average pooled", "deit distilled"])
+def test_rows_that_are_kept_give_what_whole_tensors_give(name: str) -> None:
+    model, images = small_model(name), images_for(name)
     plan = plan_for(model, images)
     by_rows = decompose(model, images).values
     from_tokens = decompose(
