@@ -27,6 +27,15 @@ logger = logging.getLogger(__name__)
 #: The ways to get a classifier; `auto` takes the first of them that fits model and labels.
 KINDS = ("own", "zero_shot", "probe")
 
+_OTHER = "or set `classifier: probe`, which learns the data set's own labels."
+#: What to do where labels are no classes of a classifier of each kind.
+_REMEDIES = {
+    "own": f"Name labels as the model does (timm's ImageNet models: n01440764), {_OTHER}",
+    "zero_shot": f"Mend the labels, {_OTHER}",
+    "probe": "A probe knows the classes it learns from: every class needs images in the split that "
+    "it is fitted on (`train`, or `reference_split`) and in the one that is measured.",
+}
+
 
 @dataclass(frozen=True)
 class LinearClassifier:
@@ -87,16 +96,19 @@ class LinearClassifier:
 
 
 def check_labels(labels: Sequence[str], classes: Sequence[str], kind: str) -> None:
-    """Raise a `DataError` that names every label which is no class of the classifier."""
+    """Raise a `DataError` that counts the labels which are no class, and names the first three."""
     known = set(classes)
     wrong = sorted({str(label) for label in labels} - known)
     if wrong:
-        shown = "; ".join(f"{label!r} ({close_matches(label, known)})" for label in wrong[:5])
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        # A probe's labels are spelled as its classes are: nothing is meant by what is near.
+        shown = "; ".join(
+            repr(label) if kind == "probe" else f"{label!r} ({close_matches(label, known, most=3)})"
+            for label in wrong[:3]
+        )
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise DataError(
             f"{len(wrong)} labels of the data set are no class of the {kind} classifier "
-            f"({len(known)} classes): {shown}{more}. Mend the labels, or set "
-            "`classifier: probe`, which learns the data set's own labels."
+            f"({len(known)} classes): {shown}{more}. {_REMEDIES[kind]}"
         )
 
 

@@ -58,7 +58,7 @@ def _table(section: Mapping[str, Any]) -> str:
     needed = section.get("required", [])
     for key, field in section["properties"].items():
         default = "(needed)" if key in needed else f"`{_shown(field.get('default'))}`"
-        meaning = field.get("description", "")
+        meaning = " ".join(field.get("description", "").split())  # a row is one line
         lines.append(f"| `{key}` | {_type(field)} | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
 

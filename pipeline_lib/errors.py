@@ -42,8 +42,8 @@ class DiskError(VitAtlasError):
     """What is to be written does not fit on the disk."""
 
 
-def close_matches(wrong: str, valid: Iterable[str], n: int = 3) -> str:
-    """Phrase naming the valid words nearest to a wrong one, or all of them where few.
+def close_matches(wrong: str, valid: Iterable[str], n: int = 3, most: int = 12) -> str:
+    """Phrase naming the `n` valid words nearest to a wrong one, else the first `most` of all.
 
     >>> close_matches("colur", ["colour", "shape"])
     'did you mean colour?'
@@ -52,5 +52,5 @@ def close_matches(wrong: str, valid: Iterable[str], n: int = 3) -> str:
     near = difflib.get_close_matches(str(wrong), words, n=n, cutoff=0.6)
     if near:
         return f"did you mean {', '.join(near)}?"
-    shown = ", ".join(words[:12]) + (", …" if len(words) > 12 else "")
+    shown = ", ".join(words[:most]) + (", …" if len(words) > most else "")
     return f"valid: {shown}" if words else "there is no valid value here"

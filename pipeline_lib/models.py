@@ -318,11 +318,13 @@ def _create(id: str, pretrained: bool, build: Callable[[], nn.Module]) -> nn.Mod
         return build()
     except Exception as error:
         reason = str(error).strip().splitlines()
-        hint = (
-            "Without a network, give the file as `weights:` in the configuration."
-            if pretrained and "local-dir:" not in id
-            else "Check the settings (kwargs) of the model."
-        )
+        hint = "Check the settings (kwargs) of the model."
+        if pretrained and "local-dir:" not in id:
+            hint = "Without a network, give the file as `weights:` of the model"
+            if id.startswith("open_clip:"):
+                hint += "; for the reference as `reference.weights`, or text embeddings as "
+                hint += "`reference.texts`"
+            hint += " (docs/tutorial.md)."
         raise ModelError(
             f"{id} cannot be made: {type(error).__name__}: {reason[0] if reason else ''}. {hint}"
         ) from error

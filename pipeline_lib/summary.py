@@ -45,7 +45,8 @@ def run_summary(root: Path) -> pd.DataFrame:
 
 def summary_lines(table: pd.DataFrame) -> list[str]:
     """The summary for a terminal."""
-    lines = [f"{'stage':<16}{'jobs':>6}{'time':>14}{'longest':>14}{'memory':>10}{'size':>10}"]
+    lines = ["jobs that have run for these results, in this run and earlier ones:"]
+    lines += [f"{'stage':<16}{'jobs':>6}{'time':>14}{'longest':>14}{'memory':>10}{'size':>10}"]
     for row in table.itertuples():
         memory = "" if pd.isna(row.memory) else human(float(str(row.memory)))
         lines.append(

@@ -59,6 +59,16 @@ def _blocks(page: Path) -> Iterator[Block]:
     assert opened is None, f"{page}: a block is not closed"
 
 
+def tables() -> list[list[str]]:
+    """Every table of the pages: its lines, up to the blank line that ends it."""
+    found: list[list[str]] = []
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+        parts = re.findall(r"^\|.*?(?=\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+        found += [part.splitlines() for part in parts]
+    return found
+
+
 def commands() -> list[Command]:
     """Every command of the documentation once, with the first place where it stands."""
     found = [

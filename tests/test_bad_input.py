@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 from running import SMALL, changed, own_run, photograph, snakemake, write_config
 
+from pipeline_lib._torchvision import ensure_torchvision
+from pipeline_lib.errors import ModelError
+from pipeline_lib.models import load_model
+
 
 def failure(folder: Path, *targets: str, **options: Any) -> str:
     done = snakemake(folder, *targets, **options)
@@ -110,3 +114,24 @@ def test_a_fault_of_the_project_says_what_to_report(tmp_path: Path) -> None:
     for fact in [*facts, "log: results/own/logs/manifest/photos.log", "configuration: ", "torch 2"]:
         assert fact in said, fact
     assert "Please report it with:" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "creator", "is_clip"),
+    [
+        ("timm:deit_tiny_patch16_224", "timm.create_model", False),
+        ("open_clip:ViT-B-32/laion2b_s34b_b79k", "open_clip.create_model", True),
+    ],
+)
+def test_without_a_network_the_keys_for_files_are_named(
+    model: str, creator: str, is_clip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*arguments: Any, **settings: Any) -> None:
+        raise OSError("no route to host")
+
+    ensure_torchvision()
+    monkeypatch.setattr(creator, unreachable)
+    with pytest.raises(ModelError, match="no route to host.*`weights:` of the model") as error:
+        load_model(model)
+    for key in ("reference.weights", "reference.texts"):
+        assert (key in str(error.value)) is is_clip

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from documents import PAGES, ROOT, Block, Command, blocks, commands
+from documents import PAGES, ROOT, Block, Command, blocks, commands, tables
 from running import photograph, plan, rules_of
 
 from pipeline_lib._torchvision import ensure_torchvision
@@ -44,6 +44,9 @@ STAND_INS = {
 
 COMMANDS = commands()
 
+#: What ends a cell of a table.
+_CELL = r"(?<!\\)\|"
+
 
 def stand_in(text: str) -> str:
     for words, other in STAND_INS.items():
@@ -71,6 +74,13 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize("block", blocks(), ids=lambda block: block.place)
 def test_every_block_says_what_it_is(block: Block) -> None:
     assert block.language in LANGUAGES, f"{block.place}: ```{block.language}"
+
+
+def test_rows_of_tables_have_as_many_cells_as_their_head() -> None:
+    assert len(tables()) > 40
+    for head, *rows in tables():
+        for row in rows:
+            assert len(re.findall(_CELL, row)) == len(re.findall(_CELL, head)), row
 
 
 def check_make(words: list[str]) -> None:

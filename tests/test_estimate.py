@@ -90,5 +90,6 @@ def test_the_command_looks_at_images_and_models_and_dumps_nothing(
     done = snakemake(own, "estimate")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "vit on photos: 1,000,000,000,000 images, 1000.0 images/s a worker" in done.stdout
+    assert "\n* factored " in done.stdout and "\n  full " in done.stdout
     assert "250,000,000,000 jobs" in done.stdout and "NOT ENOUGH" in done.stdout
     assert not list(own.rglob("*.zarr"))

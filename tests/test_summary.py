@@ -41,6 +41,7 @@ def test_a_run_ends_with_a_table_of_its_stages(run: tuple[Path, str]) -> None:
     for stage in table.index:
         sizes = [path.stat().st_size for path in (results / stage).rglob("*") if path.is_file()]
         assert table["bytes"][stage] == sum(sizes)
+    assert "jobs that have run for these results" in printed
     assert re.search(r"^manifest +1 ", printed, re.MULTILINE)
     assert re.search(r"^all +6 ", printed, re.MULTILINE)
 

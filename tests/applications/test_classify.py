@@ -94,6 +94,20 @@ def test_labels_outside_the_classifier_are_all_named() -> None:
     assert "classifier: probe" in str(error.value)
 
 
+def test_a_probe_says_what_it_needs_and_names_few_labels() -> None:
+    names = [f"n{number:08d}" for number in range(1000)]
+    probe = LinearClassifier("probe", tuple(names[:500]), np.zeros((500, 2)), np.zeros(500))
+    with pytest.raises(DataError, match="500 labels .* and 497 more") as error:
+        probe.encode(names)
+    said = str(error.value)
+    assert "every class needs images" in said and "set `classifier" not in said
+    assert len(said) < 400 and said.count("'n") == 3
+    own = LinearClassifier("own", tuple(names), np.zeros((1000, 2)), np.zeros(1000))
+    with pytest.raises(DataError, match=r"\(valid: n00000000, n00000001, n00000002, …\)") as error:
+        own.encode(["tench"])
+    assert "as the model does" in str(error.value)
+
+
 def test_shapes_of_weights_and_classes_must_agree() -> None:
     with pytest.raises(DataError, match="2 classes needs weights"):
         LinearClassifier("own", ("a", "b"), np.eye(3), np.zeros(3))

@@ -16,6 +16,7 @@ from pipeline_lib.estimate import (
     moment_groups,
 )
 from pipeline_lib.factors import load_factors
+from pipeline_lib.progress import duration
 
 with job(snakemake) as config:
     asked = snakemake.params
@@ -41,11 +42,15 @@ with job(snakemake) as config:
             print(f"\n{name} on {dataset}: {count:,} images, {rate:.1f} images/s a worker, "
                   f"{asked.workers} workers")  # fmt: skip
             for row in plan.itertuples(index=False):
-                print(f"  {row.level:10} {human(row.bytes):>10}   {row.jobs:,} jobs   "
-                      f"{row.hours:,.2f} h   cost {row.cost:,.2f}")  # fmt: skip
+                mark = "*" if row.level == settings.level else " "
+                print(f"{mark} {row.level:10} {human(row.bytes):>10}   {row.jobs:,} jobs   "
+                      f"{duration(3600 * row.hours)}   cost {row.cost:,.2f}")  # fmt: skip
             needed += int(plan.set_index("level").loc[settings.level, "bytes"])
             size = job_bytes(factors, settings.shard_size, settings.level, groups)
             largest = max(largest, size)
+    print("\nlevel (* as configured): what is kept of every image, all numbers, the same in bases "
+          "of the components,\nproducts with the run's texts and classes, or only means and "
+          "covariances; docs/scale.md says what each allows")  # fmt: skip
     free = free_bytes(config.folder)
     verdict = "enough" if needed < free else "NOT ENOUGH"
     print(
