@@ -48,9 +48,11 @@ with job(snakemake) as config:
             needed += int(plan.set_index("level").loc[settings.level, "bytes"])
             size = job_bytes(factors, settings.shard_size, settings.level, groups)
             largest = max(largest, size)
-    print("\nlevel (* as configured): what is kept of every image, all numbers, the same in bases "
-          "of the components,\nproducts with the run's texts and classes, or only means and "
-          "covariances; docs/scale.md says what each allows")  # fmt: skip
+    print(
+        "\nlevels (* as configured; docs/scale.md): full keeps all numbers of an image, factored\n"
+        "the same in bases of the components, projected products with texts and classes, moments\n"
+        "means and covariances alone"
+    )
     free = free_bytes(config.folder)
     verdict = "enough" if needed < free else "NOT ENOUGH"
     print(
