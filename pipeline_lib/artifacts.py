@@ -37,12 +37,12 @@ STAGE_VERSIONS: dict[str, int] = {
     "validation": 5,
     "comparison": 3,
     "ablation": 4,
-    "retrieval": 3,
+    "retrieval": 4,
     "heatmaps": 1,
     "segmentation": 3,
     "spurious": 2,
     "codes": 2,
-    "report": 2,
+    "report": 3,
 }
 
 
@@ -494,8 +494,13 @@ _TABLES = (
             Column("way", "string", "sum (published) or subspace of the property's texts"),
             Column("by", "string", "score, or margin over other properties"),
             Column("components", "int64", "number of components"),
-            Column("precision", "float64", "mean precision at 10, 0 to 1"),
-            Column("queries", "int64", "number of queries"),
+            Column(
+                "precision",
+                "float64",
+                "mean precision at 10, 0 to 1; null where there was nothing to choose on",
+                nullable=True,
+            ),
+            Column("queries", "int64", "number of queries; 0 where there was nothing to choose on"),
             Column("n", "int64", "images searched"),
             Column("chosen", "bool", "whether the reported rows are made this way"),
         ),

@@ -39,14 +39,15 @@ from pipeline_lib.retrieval_truth import (
     stacked,
 )
 from pipeline_lib.retrieval_ways import (
+    COMPONENTS,
     Sums,
     Texts,
     Visit,
     Way,
     candidates,
     contrast,
+    published_way,
     random_sets,
-    rank_components,
     take_sums,
     unit_rows,
 )
@@ -260,14 +261,14 @@ class _Search:
         -------
         tuple
             The ways, and rows of table `retrieval_choices`, which are none where the number of
-            components is given.
+            components is given. Where no image to choose on has a value of the feature there is
+            nothing to compare: the published way with `COMPONENTS` components is taken.
         """
         ways: dict[tuple[str, str], list[Way]] = {}
         rows: list[dict[str, object]] = []
         if self.asked.components is not None:
             for name in self.features:
-                best = rank_components(self.scores, name)[: self.asked.components]
-                way = Way("sum", "score", tuple(best.tolist()))
+                way = published_way(self.scores, name, self.asked.components)
                 ways["text", name] = ways["image", name] = [way]
             return ways, pd.DataFrame(rows, columns=CHOICE_COLUMNS)
         options = {
@@ -282,6 +283,7 @@ class _Search:
         found = self.run(held, everything, sets, sums, held, probes)
         relevant = same_values(held.manifest, known, probes)
         texts_of, _ = self.truth(held.manifest)
+        unjudged: list[str] = []
         for name in self.features:
             rows_of = self.texts.columns[name]
             judged = rows_of[texts_of[rows_of].any(axis=1)]
@@ -289,8 +291,11 @@ class _Search:
             truths = {"text": texts_of[judged], "image": relevant.get(name)}
             for query, truth in truths.items():
                 if truth is None or not len(truth):
-                    logger.warning("%s by %s: nothing to choose a way on", name, query)
-                    ways[query, name] = [options[name][-1]]
+                    way = published_way(self.scores, name, COMPONENTS)
+                    nothing = np.zeros((0, len(held.values)), dtype=bool)
+                    rows += _choice_rows((query, name), [way], [np.nan], way, nothing)
+                    unjudged.append(f"{name} by {query}")
+                    ways[query, name] = [way]
                     continue
                 values = []
                 for way in options[name]:
@@ -305,6 +310,7 @@ class _Search:
                 ways[query, name] = _chosen(options[name], values)
                 best_way = ways[query, name][0]
                 rows += _choice_rows((query, name), options[name], values, best_way, truth)
+        _log_unchosen(unjudged)
         return ways, pd.DataFrame(rows, columns=CHOICE_COLUMNS)
 
     def plan(self, ways: Mapping[tuple[str, str], list[Way]]) -> _Plan:
@@ -566,6 +572,16 @@ def _cosine(
 ) -> Float[np.ndarray, "q n"]:
     centred = unit_rows(rows - rows.mean(axis=0))
     return centred[probes] @ centred.T
+
+
+def _log_unchosen(unjudged: Sequence[str]) -> None:
+    if unjudged:
+        logger.warning(
+            "nothing to choose a way on for %s: the images have no values of these features; the "
+            "published way, %d components",
+            ", ".join(unjudged),
+            COMPONENTS,
+        )
 
 
 def _log_unjudged(feature: str, texts: Sequence[str]) -> None:

@@ -26,6 +26,9 @@ from pipeline_lib.products import Products
 #: score on another one.
 RANKINGS = ("score", "margin")
 
+#: Components of a property where neither a question nor a choice says how many.
+COMPONENTS = 8
+
 
 @dataclass(frozen=True)
 class Way:
@@ -98,6 +101,11 @@ def random_sets(
         )
     rng = np.random.default_rng(seed)
     return np.array([np.sort(rng.choice(choice, size=count, replace=False)) for _ in range(draws)])
+
+
+def published_way(scores: pd.DataFrame, feature: str, count: int) -> Way:
+    """The sum of the `count` components with the highest scores on a feature."""
+    return Way("sum", "score", tuple(rank_components(scores, feature)[:count].tolist()))
 
 
 def candidates(

@@ -14,10 +14,7 @@ from pipeline_lib.errors import DataError, close_matches
 from pipeline_lib.maps import Maps
 from pipeline_lib.passes import ContributionSource, Held, hold
 from pipeline_lib.retrieval_truth import stacked
-from pipeline_lib.retrieval_ways import Way, contrast, rank_components, unit_rows
-
-#: Components of a property where neither the question nor the run says how many.
-COMPONENTS = 8
+from pipeline_lib.retrieval_ways import COMPONENTS, Way, contrast, rank_components, unit_rows
 
 #: Images compared at once.
 _ROWS = 512

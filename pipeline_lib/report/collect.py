@@ -39,7 +39,7 @@ _STAGE_OF_RULE = {
 APPLICATIONS = ("ablation", "retrieval", "heatmaps", "segmentation", "spurious", "codes")
 #: Further tables of an application that the report reads, with the ends of their files' names.
 _BESIDE = {
-    "retrieval": {"retrieval_examples": "examples"},
+    "retrieval": {"retrieval_examples": "examples", "retrieval_choices": "choices"},
     "segmentation": {"segmentation_examples": "examples"},
     "spurious": {"spurious_summary": "summary"},
     "codes": {"code_summary": "summary", "code_carriers": "carriers"},

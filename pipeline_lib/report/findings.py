@@ -36,6 +36,9 @@ FIRST_SCREEN = (
     "maps",
 )
 
+#: Queries to a model below which a mean over them is no finding.
+_FEWEST_QUERIES = 10
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -196,6 +199,11 @@ def is_asked(table: pd.DataFrame) -> pd.Series:
     return (table["feature"] == table["measured"]) | by_label
 
 
+def by_neighbours(table: pd.DataFrame) -> pd.Series:
+    """Rows of the table `retrieval` whose truth is nearness of labels, not a property."""
+    return table["measured"] == "label_neighbours"
+
+
 def with_published(table: pd.DataFrame) -> pd.DataFrame:
     """Table `retrieval` with the published way also where it is the one that was chosen.
 
@@ -221,34 +229,42 @@ def _retrieval(run: Run) -> Markup | None:
     if table.empty:
         return None
     k = report_k(table)
-    asked = table[is_asked(table) & (table["k"] == k)]
-    if asked.empty:
+    asked = table[is_asked(table) & ~by_neighbours(table) & (table["k"] == k)]
+    parts = {query: asked[asked["query"] == query] for query in ("image", "text")}
+    enough = [query for query, part in parts.items() if _queries(part) >= _FEWEST_QUERIES]
+    if not enough:
         return None
     asked_with = {"image": "with a picture", "text": "by text"}
-    first, *rest = [query for query in asked_with if (asked["query"] == query).any()]
-    means = {query: _mean_precision(asked, query) for query in (first, *rest)}
-    if any("components" not in values for values in means.values()):
-        return None
+    first, *rest = enough
+    means = {q: parts[q].groupby("method", sort=False)["precision"].mean() for q in enough}
     return Markup(
         "Asked {} for one property, a feature’s top components have it right in <b>{}</b> of "
-        "the first {} images{}, on average over {}{}.{}"
+        "the first {} images{}, on average over {}.{}"
     ).format(
         asked_with[first],
         percent(means[first]["components"], 0),
         k,
         _beside(means[first]),
-        plural(asked["feature"].nunique(), "feature"),
-        f" of {plural(models, 'model')}" if (models := asked["model"].nunique()) > 1 else "",
+        _averaged(parts[first]),
         "".join(
             f" Asked {asked_with[query]}: {percent(means[query]['components'], 0)}"
-            f"{_beside(means[query])}."
+            f"{_beside(means[query])}, over {_averaged(parts[query])}."
             for query in rest
         ),
     )
 
 
-def _mean_precision(asked: pd.DataFrame, query: str) -> pd.Series:
-    return asked[asked["query"] == query].groupby("method", sort=False)["precision"].mean()
+def _queries(asked: pd.DataFrame) -> int:
+    """Queries over all features that were put to a model's components: the fewest of any model."""
+    own = asked[asked["method"] == "components"]
+    return 0 if own.empty else int(own.groupby("model", sort=False)["queries"].sum().min())
+
+
+def _averaged(asked: pd.DataFrame) -> str:
+    """`5 features of 2 models`: what a mean over the rows stands on."""
+    models = asked["model"].nunique()
+    of = f" of {plural(models, 'model')}" if models > 1 else ""
+    return f"{plural(asked['feature'].nunique(), 'feature')}{of}"
 
 
 def _beside(means: pd.Series) -> str:

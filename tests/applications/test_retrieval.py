@@ -34,6 +34,7 @@ from pipeline_lib.retrieval_metrics import (
 )
 from pipeline_lib.retrieval_truth import choose_probes, label_neighbours, same_values
 from pipeline_lib.retrieval_ways import (
+    COMPONENTS,
     Texts,
     Visit,
     candidates,
@@ -240,6 +241,30 @@ def test_ways_are_chosen_on_other_images_and_all_are_recorded(dump: ArrayDump) -
     assert set(choices["way"]) == {"sum", "subspace"}
     assert set(choices["by"]) == {"score", "margin"}
     assert found_in(dump, PUBLISHED).choices.empty
+
+
+def test_where_nothing_can_be_chosen_it_is_the_published_way(
+    dump: ArrayDump, caplog: pytest.LogCaptureFixture
+) -> None:
+    dump.manifest = dump.manifest.drop(columns=list(VALUES))
+    dump.manifest["label"] = dump.manifest["image_id"]
+    rng = np.random.default_rng(0)
+    classes = pd.DataFrame({"use": "class", "feature": "label", "text": dump.manifest["label"]})
+    classes["embedding"] = list(rng.normal(size=(len(classes), WIDTH)))
+    texts = pd.concat([make_texts(), classes], ignore_index=True)
+    with caplog.at_level("WARNING"):
+        found = found_in(dump, CHOSEN, texts)
+    assert caplog.text.count("nothing to choose a way on") == 1
+    assert f"the published way, {COMPONENTS} components" in caplog.text
+    choices = found.choices
+    assert len(choices) == 2 * len(VALUES) and choices["chosen"].all()
+    assert choices["precision"].isna().all() and (choices["queries"] == 0).all()
+    assert set(zip(choices["way"], choices["by"], strict=True)) == {("sum", "score")}
+    assert set(choices["components"]) == {COMPONENTS}
+    assert set(found.table["measured"]) == {"label_neighbours"}
+    given = found_in(dump, replace(CHOSEN, components=COMPONENTS), texts)
+    pd.testing.assert_frame_equal(found.table, given.table)
+    pd.testing.assert_frame_equal(found.examples, given.examples)
 
 
 def test_the_subspace_tells_properties_apart_that_one_component_carries() -> None:

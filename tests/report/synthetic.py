@@ -526,6 +526,10 @@ def _write_retrieval(run: Path, model: str, images: list[str], rng: np.random.Ge
     names = ["model", "dataset", "query", "feature", "probe", "method", "rank", "image_id"]
     table = pd.DataFrame(examples, columns=[*names, "score", "correct"])
     write_table("retrieval_examples", table, folder / "world.examples.parquet", PROVENANCE)
+    names = ["model", "dataset", "query", "feature", "way", "by", "components"]
+    rows = [(model, "world", q, f, "sum", "score", 4) for q in ("text", "image") for f in FEATURES]
+    table = pd.DataFrame(rows, columns=names).assign(precision=0.8, queries=4, n=9, chosen=True)
+    write_table("retrieval_choices", table, folder / "world.choices.parquet", PROVENANCE)
 
 
 def _write_heatmaps(run: Path, model: str, images: list[str], rng: np.random.Generator) -> None:

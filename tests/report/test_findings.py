@@ -83,6 +83,7 @@ def test_a_gain_within_its_interval_is_not_counted(run):
 def test_the_best_other_way_to_search_is_named(run):
     ways = {"components": 0.6, "representation": 0.4, "random": 0.2, "subspace": 0.9, "chance": 1.0}
     base = {"model": "a", "query": "text", "feature": "x", "measured": "x", "k": 10}
+    base["queries"] = 12
     table = pd.DataFrame([base | {"method": m, "precision": p} for m, p in ways.items()])
     text = find_all(with_table(run, retrieval=table))["retrieval"].text
     assert (
@@ -97,7 +98,7 @@ def test_the_published_way_counts_where_it_was_chosen_too(run):
         ("x", "components", 0.9), ("x", "published", 0.5), ("x", "random", 0.1),
         ("y", "components", 0.7), ("y", "random", 0.3),
     ]  # fmt: skip
-    base = {"model": "a", "query": "image", "k": 10}
+    base = {"model": "a", "query": "image", "k": 10, "queries": 12}
     table = pd.DataFrame(rows, columns=["feature", "method", "precision"]).assign(**base)
     table["measured"] = table["feature"]
     text = find_all(with_table(run, retrieval=table))["retrieval"].text
@@ -106,6 +107,31 @@ def test_the_published_way_counts_where_it_was_chosen_too(run):
     phrases = table[table["method"] != "published"].assign(query="phrase")
     filled = with_published(pd.concat([table, phrases]))
     assert set(filled.loc[filled["method"] == "published", "query"]) == {"image"}
+
+
+def searched(*rows):
+    """Rows of table `retrieval` of one model's components."""
+    columns = ["query", "feature", "measured", "queries", "precision"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(model="a", k=10, method="components")
+
+
+def test_what_is_no_property_or_rests_on_few_queries_is_no_finding(run):
+    near = [("image", name, "label_neighbours", 50, 0.2) for name in ("x", "y")]
+    few, enough = ("text", "x", "label", 9, 0.4), ("text", "x", "label", 10, 0.4)
+    for rows in (near, [few], [*near, few]):
+        assert "retrieval" not in find_all(with_table(run, retrieval=searched(*rows)))
+    text = find_all(with_table(run, retrieval=searched(*near, enough)))["retrieval"].text
+    assert text.startswith("Asked by text") and "<b>40\u202f%</b>" in text
+
+
+def test_each_sentence_of_a_search_counts_its_own_features(run):
+    pictures = [("image", name, name, 50, 0.5) for name in ("x", "y", "z")]
+    texts = [("text", name, name, 6, 0.25) for name in ("x", "y")]
+    text = find_all(with_table(run, retrieval=searched(*pictures, *texts)))["retrieval"].text
+    first, second = text.split(" Asked by text: ")
+    assert "on average over 3 features." in first
+    assert second == "25\u202f%, over 2 features."
 
 
 def test_segmentation_counts_wins_against_every_baseline(run):

@@ -21,6 +21,7 @@ from pipeline_lib.report.page import render_page, script_json, write_report
 from pipeline_lib.report.pictures import PictureBook
 from pipeline_lib.report.sheet import SIDE, sheet
 from pipeline_lib.report.style import PALETTE
+from pipeline_lib.retrieval_truth import NEIGHBOURS
 from pipeline_lib.roles import NO_ROLE, ONE_CATEGORY
 
 CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
@@ -229,6 +230,31 @@ def test_of_texts_of_one_category_no_role_is_told(run):
     assert "so no role can be told" not in render_page(run).html
     atlas = Outline(page.html).data["atlas"]
     assert json.loads(atlas)["roles"] == [NO_ROLE]
+
+
+def test_the_caption_of_a_search_says_what_is_right_and_what_was_not_chosen(one_model):
+    run = collect(one_model("retrieval"))
+
+    def caption(**tables):
+        page = render_page(dataclasses.replace(run, tables=dict(run.tables) | tables))
+        return {figure.name: figure for figure in page.figures}["retrieval"].caption
+
+    table, choices = run["retrieval"], run["retrieval_choices"]
+    assert "4 by text and 4 by image" in caption().n and caption().caveat == ""
+    own = table[table["feature"] == table["measured"]]
+    near = own[own["query"] == "image"].assign(measured="label_neighbours", queries=50)
+    words = own[own["query"] == "text"].assign(measured="label")
+    words["queries"] = 1 + (words["feature"] == "shape")
+    taken = choices.assign(queries=0, components=8)
+    made = caption(retrieval=pd.concat([near, words]), retrieval_choices=taken)
+    assert made.n.endswith("queries for each feature: 1 to 2 by text and 50 by image")
+    assert f"among the {NEIGHBOURS} nearest to the probe’s" in made.caveat
+    assert made.caveat.endswith(
+        "Nothing to choose a way on: the images have no values of these features; the published "
+        "way, 8 components."
+    )
+    some = pd.concat([choices[1:], taken[:1]])
+    assert "a way on for colour by text: the images" in caption(retrieval_choices=some).caveat
 
 
 def test_texts_of_users_stay_texts(one_model):

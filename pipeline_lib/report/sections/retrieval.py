@@ -16,10 +16,13 @@ from pipeline_lib.report.blocks import (
 )
 from pipeline_lib.report.charts import method_rows
 from pipeline_lib.report.collect import Run
-from pipeline_lib.report.findings import is_asked, report_k, with_published
+from pipeline_lib.report.findings import by_neighbours, is_asked, report_k, with_published
 from pipeline_lib.report.pictures import PictureBook
 from pipeline_lib.report.style import WIDEST, draw_panel
-from pipeline_lib.report.words import method_name, percent, plural
+from pipeline_lib.report.words import listed, method_name, percent, plural, whole
+from pipeline_lib.retrieval_truth import NEIGHBOURS
+
+_QUERIES = ("text", "phrase", "image")
 
 #: Methods whose images are shown side by side.
 _SHOWN = ("components", "representation")
@@ -39,12 +42,13 @@ def _precision(run: Run) -> Figure:
     at_k = table[table["k"] == k]
     methods = [str(name) for name in at_k["method"].unique()]
     panels = []
-    for query in [name for name in ("text", "phrase", "image") if (at_k["query"] == name).any()]:
+    for query in [name for name in _QUERIES if (at_k["query"] == name).any()]:
         for asked in (True, False):
             part = at_k[(at_k["query"] == query) & (is_asked(at_k) == asked)]
             if part.empty:
                 continue
-            title = f"by {query}: " + ("the asked property" if asked else "other properties")
+            right = "near labels" if by_neighbours(part).all() else "the asked property"
+            title = f"by {query}: {right if asked else 'other properties'}"
             draw = method_rows(part, run.models, "precision", f"precision at {k}", methods)
             panels.append(draw_panel(draw, title, WIDEST, 1.6 + 0.5 * part["model"].nunique()))
     return Figure(
@@ -59,14 +63,54 @@ def _precision(run: Run) -> Figure:
             "the best number of them, also where this is the way that was chosen. Means over the "
             "features, with those of their 95\u202f% intervals over queries; grey tick: chance.",
             f"{plural(int(table['n'].max()), 'image')} of "
-            f"{run.config['applications']['retrieval']['dataset']}, "
-            f"{plural(int(table['queries'].max()), 'query', 'queries')} for each feature",
+            f"{run.config['applications']['retrieval']['dataset']}; {_query_counts(at_k)}",
+            " ".join([*_truth(at_k), *_unchosen(run["retrieval_choices"])]),
         ),
         panels,
         at_k,
         run.files["retrieval"],
         columns=2,
     )
+
+
+def _query_counts(table: pd.DataFrame) -> str:
+    """`queries for each feature: 3 to 8 by text and 50 by image`."""
+    asked, counts = table[is_asked(table)], []
+    for query in _QUERIES:
+        found = asked.loc[asked["query"] == query, "queries"]
+        if len(found):
+            fewest, most = int(found.min()), int(found.max())
+            number = whole(most) if fewest == most else f"{whole(fewest)} to {whole(most)}"
+            counts.append(f"{number} by {query}")
+    return f"queries for each feature: {listed(counts)}"
+
+
+def _truth(table: pd.DataFrame) -> list[str]:
+    """What counts as right, where it is not a value of the property asked for."""
+    if not by_neighbours(table).any():
+        return []
+    return [
+        f"By image, right is an image whose label is among the {NEIGHBOURS} nearest to the probe’s "
+        "by the text embeddings of the labels, whichever property is asked for: the images have "
+        "no values of the properties, and each has a label of its own."
+    ]
+
+
+def _unchosen(choices: pd.DataFrame) -> list[str]:
+    """That a way was not chosen but taken, for the queries where it was so."""
+    taken = choices[choices["queries"] == 0]
+    if taken.empty:
+        return []
+    which = ""
+    if len(taken) < choices["chosen"].sum():
+        of = [f"{feature} by {query}" for feature, query in
+              taken[["feature", "query"]].drop_duplicates().itertuples(index=False)]  # fmt: skip
+        which = f" for {listed(of)}"
+    numbers = listed(whole(int(count)) for count in sorted(taken["components"].unique()))
+    return [
+        f"Nothing to choose a way on{which}: the images have no values of these features; the "
+        f"published way, {numbers} components."
+    ]
 
 
 def _precision_table(run: Run) -> Listing:
