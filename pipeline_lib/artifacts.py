@@ -199,8 +199,8 @@ _TABLES = (
             Column(
                 "explained",
                 "float64",
-                "share of the targets' variance that is explained, at most 1; chosen by it from "
-                "moments; of least squares alone",
+                "share of the targets' variance that is explained, at most 1; filled by "
+                "least-squares methods only; from moments it chooses the strength",
                 nullable=True,
             ),
             Column("seconds", "float64", "wall time of the fit"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def dump_bytes(
     shards: int = 1,
     classes: int = 0,
     directions: int | None = None,
-    groups: int = 2,
+    targets: int | None = None,
 ) -> int:
     """Bytes of a dump before compression, which saves little on such numbers.
 
@@ -66,19 +67,19 @@ def dump_bytes(
     level
         One of `LEVELS`; `projected` keeps `directions` numbers of every component (or, where these
         are not given, the coordinates of `factors`, which are then those of a projected dump);
-        `moments` for some `groups` of images the mean and the covariance of all `r` coordinates,
-        `8 r²` bytes each, of every shard and of their sum.
+        `moments` for each group of `moment_columns` the mean and the covariance of its columns, `8`
+        bytes for each pair of these, of every shard and of their sum.
     shards
         Jobs of the dump.
     classes
         Logits of an image.
-    groups
-        Two; three where maps are fitted from moments (the targets among these are left out).
+    targets
+        As for `moment_columns`. The targets themselves lie with the image embeddings.
     """
     components, width, columns = len(factors.ranks), factors.width, factors.columns
     if level == "moments":
-        sums = groups * (shards + 1)
-        return 8 * sums * (columns * columns + columns + 1) + 4 * factors.bases.size
+        sums = sum(r * r + r + 1 for r in moment_columns(factors, targets))
+        return 8 * (shards + 1) * sums + 4 * factors.bases.size
     projected = columns if directions is None else components * directions
     numbers = {"full": components * width, "factored": columns, "projected": projected}[level]
     beside = 4 * (width + 2 + classes)  # representation, error, rounding, logits
@@ -86,10 +87,31 @@ def dump_bytes(
     return images * (numbers * BYTES[dtype] + beside) + bases
 
 
-def job_bytes(factors: Factors, shard_size: int, level: str, groups: int = 2) -> int:
-    """Memory of one dump job beside its model: its shard and the same compressed, or its sums."""
+def moment_columns(factors: Factors, targets: int | None) -> list[int]:
+    """Columns of each group of images whose moments are apart: see `moment_dumps.group_columns`.
+
+    Parameters
+    ----------
+    factors
+        The bases that the coordinates are taken in.
+    targets
+        Width of the targets that maps are fitted to, or 0 where it is not known yet; None where no
+        maps are fitted.
+    """
+    columns = factors.columns
+    return 2 * [columns] if targets is None else [*2 * [columns + targets], columns]
+
+
+def job_bytes(factors: Factors, shard_size: int, level: str, targets: int | None = None) -> int:
+    """Memory of one dump job beside its model: its shard and the same compressed, or its sums.
+
+    Where maps are fitted from moments it holds its shard's targets beside the sums, and before
+    these, while it reads the targets, three times as much.
+    """
     if level == "moments":
-        return groups * 8 * factors.columns**2
+        held = 4 * shard_size * (targets or 0)
+        sums = sum(8 * r * r for r in moment_columns(factors, targets))
+        return max(sums + held, 3 * held)
     return 2 * shard_size * factors.columns * 4
 
 
@@ -103,7 +125,7 @@ def estimate_dump(
     levels: Sequence[str] = LEVELS,
     classes: int = 0,
     directions: int | None = 16,
-    groups: int = 2,
+    targets: int | None = None,
 ) -> pd.DataFrame:
     """One row for each of some levels: bytes, jobs, hours and cost of one dump.
 
@@ -127,7 +149,7 @@ def estimate_dump(
                 shards=jobs,
                 classes=classes,
                 directions=directions,
-                groups=groups,
+                targets=targets,
             ),
             **facts,
         }
@@ -136,16 +158,27 @@ def estimate_dump(
     return pd.DataFrame(rows)
 
 
-def moment_groups(config: RunConfig, model: str, dataset: str) -> int:
-    """Groups of images whose moments are apart: see `moment_dumps.group_columns`."""
-    return 3 if moment_fits(config).get(model) == dataset else 2
+def target_width(config: RunConfig, model: str, dataset: str, width: int) -> int | None:
+    """The `width` of the reference's embeddings where a model's maps are fitted from moments.
+
+    None on other data sets than that of the fit, and where no maps are fitted so.
+    """
+    return width if moment_fits(config).get(model) == dataset else None
+
+
+def embedded_width(folder: Path, dataset: str) -> int:
+    """Width of a data set's image embeddings, by a shard that is there; 0 where none is."""
+    for record in (folder / "features" / f"{dataset}.shards").glob("*.json"):
+        return int(json.loads(record.read_text("utf-8"))["width"])
+    return 0
 
 
 def missing_bytes(config: RunConfig) -> dict[str, int]:
     """Bytes of each dump that are still to be written, by its name `model on dataset`.
 
     A dump is counted once its model's bases and its data set's manifest are there; its shards that
-    are written already are not. Logits are left out.
+    are written already are not. Logits are left out, and so is the targets' part of moments before
+    one shard of the targets is there; the name says so then.
     """
     folder, settings = config.folder, config.contributions
     records = "moments" if settings.level == "moments" else "shards"
@@ -165,11 +198,12 @@ def missing_bytes(config: RunConfig) -> dict[str, int]:
             rows = rows[~rows["shard"].astype(str).isin(written)]
             images, shards = int(rows["active"].sum()), rows["shard"].nunique()
             if images:
+                targets = target_width(config, model, dataset, embedded_width(folder, dataset))
                 size = dump_bytes(
-                    images, factors, settings.dtype, settings.level, shards=shards,
-                    groups=moment_groups(config, model, dataset),
+                    images, factors, settings.dtype, settings.level, shards=shards, targets=targets
                 )  # fmt: skip
-                found[f"{model} on {dataset}"] = size
+                unknown = " (its targets left out)" if targets == 0 else ""
+                found[f"{model} on {dataset}{unknown}"] = size
     return found
 
 

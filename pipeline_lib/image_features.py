@@ -18,16 +18,20 @@ from pipeline_lib.device import Halving, compute_device
 from pipeline_lib.dumps import open_features
 from pipeline_lib.errors import ArtifactError
 from pipeline_lib.images import image_batches
+from pipeline_lib.manifest import file_hash
 from pipeline_lib.progress import Progress
-from pipeline_lib.store import Shard, read_shard, write_layout, write_shard
+from pipeline_lib.store import Shard, read_shard, shard_object, write_layout, write_shard
 
 if TYPE_CHECKING:
     from pipeline_lib.models import VisionModel
 
 log = logging.getLogger(__name__)
 
-#: Facts on a shard: the model and the sizes, as JSON.
+#: Facts on a shard: the model, the sizes and the hash of its object, as JSON.
 Record = dict[str, object]
+
+#: What the length of a unit vector may differ from 1 by.
+UNIT_TOLERANCE = 1e-4
 
 
 def embed_shard(
@@ -59,7 +63,8 @@ def embed_shard(
     Returns
     -------
     dict
-        Facts on the shard, JSON-able.
+        Facts on the shard, JSON-able; `sha256` is of its object, so that the record tells whether
+        the embeddings changed.
 
     Raises
     ------
@@ -70,14 +75,13 @@ def embed_shard(
     ArtifactError
         If the shard cannot be written.
     """
-    import torch
 
     device = compute_device()
     model.to(device)
     log.info("device %s, float32, batch %d, %d images", device, settings.batch_size, len(rows))
     shard = Shard(rows, settings.shard_size)
-    blank = model.encode_image(torch.zeros(1, 3, *model.input_size, device=device))
-    shard.put(slice(0, 0), {"image_embeddings": blank.cpu().numpy()})
+    width = clip_width(model)
+    shard.put(slice(0, 0), {"image_embeddings": np.empty((0, width), dtype=np.float32)})
     fitting = Halving(model.encode_image)
     progress = Progress(len(shard.active), device)
     batches = image_batches(
@@ -98,8 +102,23 @@ def embed_shard(
         "model": model.id,
         "weight_hash": model.weight_hash,
         "shard_size": settings.shard_size,
-        "width": int(blank.shape[1]),
+        "width": width,
+        "sha256": file_hash(shard_object(store, "features", "image_embeddings", shard.number)),
     }
+
+
+def clip_width(model: VisionModel) -> int:
+    """Width e of a CLIP model's space.
+
+    Raises
+    ------
+    ModelError
+        If the model has no CLIP embedding.
+    """
+    import torch
+
+    blank = torch.zeros(1, 3, *model.input_size, device=model.device)
+    return model.encode_image(blank).shape[1]
 
 
 @dataclass(frozen=True)
@@ -130,19 +149,36 @@ def read_embeddings(path: Path, record: Path, rows: pd.DataFrame) -> ShardEmbedd
     Raises
     ------
     ArtifactError
-        If they are missing, damaged or of other images.
+        If they are missing or damaged, an active image has none, or one is no unit vector.
     """
-    facts: Record = json.loads(record.read_text("utf-8"))
+    facts = of_every_shard(json.loads(record.read_text("utf-8")))
     sizes = {"n": len(rows), "e": int(str(facts["width"]))}
     size = int(str(facts.pop("shard_size")))
     values = read_shard(path, "features", "image_embeddings", sizes, shard_size=size)
     vectors = values[rows["active"].to_numpy()]
-    if not np.isfinite(vectors).all():
+    gaps = unit_gaps(vectors)
+    if not np.isfinite(gaps).all():
         raise ArtifactError(
             f"{path} lacks embeddings of some of its {len(vectors)} images; delete it and run "
             "snakemake again"
         )
+    if (gaps > UNIT_TOLERANCE).any():
+        row = rows.loc[rows["active"], "row"].iloc[gaps.argmax()]
+        raise ArtifactError(
+            f"{path}: the embedding of the image in row {row} is no unit vector; delete it and run "
+            "snakemake again"
+        )
     return ShardEmbeddings(vectors, facts)
+
+
+def unit_gaps(vectors: Float32[np.ndarray, "n e"]) -> Float32[np.ndarray, " n"]:
+    """How far the length of each vector is from 1; not finite where a number is not."""
+    return abs(np.sqrt(np.einsum("ne,ne->n", vectors, vectors)) - 1.0)
+
+
+def of_every_shard(record: Record) -> Record:
+    """The facts on a shard that are those of all shards: without the hash of its object."""
+    return {name: fact for name, fact in record.items() if name != "sha256"}
 
 
 def gather_features(
@@ -167,8 +203,9 @@ def gather_features(
         If shards were made differently, or one is missing, damaged or no unit vectors.
     """
     (first, facts), *rest = records.items()
+    facts = of_every_shard(facts)
     for path, other in rest:
-        if other != facts:
+        if of_every_shard(other) != facts:
             raise ArtifactError(
                 f"{path} was made otherwise than {first} (another reference or its weights). "
                 f"Run: rm -r {path.parent} && snakemake"
@@ -179,8 +216,8 @@ def gather_features(
     write_layout(store, "features", sizes, shard_size=shard_size, attributes=attributes)
     features = open_features(store, manifest)
     for index in features.batches(batch_size):
-        gaps = abs(np.linalg.norm(features.embeddings(index), axis=1) - 1.0)
-        if gaps.max() > 1e-4:
+        gaps = unit_gaps(features.embeddings(index))
+        if gaps.max() > UNIT_TOLERANCE:
             raise ArtifactError(
                 f"{store}: the embedding of {features.manifest['image_id'].iloc[gaps.argmax()]} "
                 f"is no unit vector. Delete {store} and run snakemake again."

@@ -157,7 +157,7 @@ def split_heldout(image_ids: Sequence[str], share: float, seed: int) -> Bool[np.
         raise DataError(
             f"{len(heldout)} images with a held-out share of {share} leave "
             f"{int((~heldout).sum())} to fit on and {int(heldout.sum())} held out; use more images "
-            "or another share"
+            "or another share (maps.heldout)"
         )
     return heldout
 
@@ -185,12 +185,19 @@ def with_heldout(manifest: pd.DataFrame, share: float, seed: int) -> pd.DataFram
     Raises
     ------
     DataError
-        As `without_test` and `split_heldout`.
+        As `without_test` and `split_heldout`, or fewer than two active images are on a side.
     """
     positions = without_test(manifest["split"])
     heldout = split_heldout(manifest["image_id"].iloc[positions].tolist(), share, seed)
     splits = manifest["split"].to_numpy(dtype=object, copy=True)
     splits[positions[heldout]] = "heldout"
+    active = manifest["active"].to_numpy()[positions]
+    left, out = int((active & ~heldout).sum()), int((active & heldout).sum())
+    if min(left, out) < 2:
+        raise DataError(
+            f"maps.heldout: {share:g} of {left + out} images leaves {left} to fit maps on and "
+            f"{out} held out; at least 2 of each are needed: use more images or another share"
+        )
     return manifest.assign(split=splits)
 
 

@@ -76,8 +76,13 @@ def jobs_of(done: subprocess.CompletedProcess[str]) -> Counter[str]:
     return Counter(re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):$", done.stderr, re.MULTILINE))
 
 
-def plan(folder: Path, *targets: str, snakefile: Path = SNAKEFILE) -> Jobs:
-    """Jobs that would run now, as `(rule, wildcards)`, up to the next checkpoint."""
+def plan(
+    folder: Path, *targets: str, snakefile: Path = SNAKEFILE, compared: int = 1_000_000
+) -> Jobs:
+    """Jobs that would run now, as `(rule, wildcards)`, up to the next checkpoint.
+
+    Files of more than `compared` bytes are judged by their times, others by their content.
+    """
     quiet = OutputSettings(dryrun=True, quiet={Quietness.ALL})
     with contextlib.chdir(folder), SnakemakeApi(quiet) as api:
         workflow = api.workflow(
@@ -89,7 +94,10 @@ def plan(folder: Path, *targets: str, snakefile: Path = SNAKEFILE) -> Jobs:
             workdir=folder,
         )
         triggers = frozenset(RerunTrigger.parse_choice(name) for name in TRIGGERS)
-        dag = workflow.dag(DAGSettings(targets=set(targets), rerun_triggers=triggers))
+        settings = DAGSettings(
+            targets=set(targets), rerun_triggers=triggers, max_checksum_file_size=compared
+        )
+        dag = workflow.dag(settings)
         dag.execute_workflow(executor="dryrun")
         jobs = workflow._workflow.dag.needrun_jobs(exclude_finished=False)
         return Counter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pipeline_lib.image_features import embed_shard, gather_features, read_embed
 from pipeline_lib.listing import list_images
 from pipeline_lib.manifest import make_manifest
 from pipeline_lib.models import VisionModel, load_model
-from pipeline_lib.store import shard_object
+from pipeline_lib.store import shard_object, write_shard
 
 SETTINGS = Contributions(datasets=["photos"], shard_size=4, batch_size=3)
 
@@ -260,6 +261,7 @@ class Reference:
     """A stand-in for a CLIP: the embedding is the mean colour, to unit length."""
 
     id, weight_hash, input_size = "stand-in", "0", (32, 32)
+    device = torch.device("cpu")
 
     def to(self, device: torch.device) -> Reference:
         return self
@@ -286,11 +288,18 @@ def test_embeddings_stand_in_the_rows_of_their_images(photos: Path) -> None:
     record = photos.parent / "1.json"
     record.write_text(json.dumps(records[Path("1.json")]))
     path = Path(shard_object(store, "features", "image_embeddings", 1))
+    assert records[Path("1.json")]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     alone = read_embeddings(path, record, rows_of(photos, 1))  # of rows 4 to 7, without the sixth
     np.testing.assert_array_equal(alone.vectors, features.embeddings([4, 5, 6]))
     assert alone.facts == {"model": "stand-in", "weight_hash": "0", "width": 3}
     with pytest.raises(ArtifactError, match="lacks embeddings of some of its 4 images"):
         read_embeddings(path, record, rows_of(photos, 1).assign(active=True))
+    longer = np.full((4, 3), 3**-0.5, dtype="float32") * np.array([[1], [1], [1.01], [1]], "f4")
+    longer_store = photos.parent / "longer.zarr"
+    write_shard(longer_store, "features", 1, {"image_embeddings": longer}, shard_size=4)
+    other = Path(shard_object(longer_store, "features", "image_embeddings", 1))
+    with pytest.raises(ArtifactError, match="image in row 6 is no unit vector; delete it"):
+        read_embeddings(other, record, rows_of(photos, 1))
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ArtifactError, match="missing or damaged.*delete it"):
         read_embeddings(path, record, rows_of(photos, 1))

@@ -9,7 +9,14 @@ import pytest
 from running import TINY, changed, own_run, plan, rules_of, snakemake
 
 from pipeline_lib.config import load_config
-from pipeline_lib.estimate import Machine, dump_bytes, estimate_dump, human, moment_groups
+from pipeline_lib.estimate import (
+    Machine,
+    dump_bytes,
+    estimate_dump,
+    human,
+    job_bytes,
+    target_width,
+)
 from pipeline_lib.factors import Factors
 from pipeline_lib.store import write_layout, write_shard
 
@@ -32,19 +39,32 @@ def test_bytes_by_hand() -> None:
     )
     moments = [dump_bytes(n, factors, "float32", "moments", shards=64) for n in (10, 10**9)]
     assert set(moments) == {65 * 2 * 8 * (columns**2 + columns + 1) + bases}
-    fitted = dump_bytes(10, factors, "float32", "moments", shards=64, groups=3)
-    assert fitted - bases == 1.5 * (moments[0] - bases)
+    fitted = dump_bytes(10, factors, "float32", "moments", shards=64, targets=512)
+    side = columns + 512
+    assert fitted == 65 * 8 * (2 * (side**2 + side + 1) + columns**2 + columns + 1) + bases
+    assert human(fitted) == "596.0 GB"  # docs/scale.md
 
 
-def test_moments_that_maps_are_fitted_on_have_a_group_more() -> None:
+def test_memory_of_a_job_by_hand() -> None:
+    factors, columns = vit_b(), 768 + 144 * 64 + 12 * 768 + 2
+    assert job_bytes(factors, 100, "factored") == 2 * 100 * columns * 4
+    assert {job_bytes(factors, n, "moments") for n in (10, 10**9)} == {2 * 8 * columns**2}
+    sums = 8 * (2 * (columns + 512) ** 2 + columns**2)
+    assert job_bytes(factors, 10**6, "moments", 512) == sums + 4 * 512 * 10**6
+    assert job_bytes(factors, 10**7, "moments", 512) == 3 * 4 * 512 * 10**7  # while it reads
+
+
+def test_moments_that_maps_are_fitted_on_count_the_targets_in() -> None:
     content = changed(TINY, "contributions.level", "moments")
     content |= {"maps": {"dataset": "world", "method": "ridge"}, "applications": {}}
     config = load_config(content, check_files=False)
     pairs = [(model, dataset) for model in TINY["models"] for dataset in TINY["datasets"]]
-    assert {pair for pair in pairs if moment_groups(config, *pair) == 3} == {("deit", "world")}
+    assert {pair: target_width(config, *pair, 512) for pair in pairs} == {
+        pair: 512 if pair == ("deit", "world") else None for pair in pairs
+    }
     content["maps"] |= {"given": "elsewhere"}
     given = load_config(content, check_files=False)
-    assert {moment_groups(given, *pair) for pair in pairs} == {2}
+    assert {target_width(given, *pair, 512) for pair in pairs} == {None}
 
 
 def test_a_vit_b_takes_a_fifth_of_the_room_from_some_thousand_images() -> None:

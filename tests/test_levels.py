@@ -209,6 +209,12 @@ def test_images_that_join_repeat_their_shard_and_the_fit(tmp_path: Path) -> None
     jobs = Counter(dict.fromkeys(once, 1)) + Counter(moments=3, image_features=3)
     assert jobs_of(snakemake(folder, target)) == jobs
     assert not plan(folder, target)
+    objects = list((folder / "results/own/features/photos.zarr/image_embeddings").rglob("c/*/*"))
+    objects = [path for path in objects if path.is_file()]
+    assert len(objects) == 3 and min(path.stat().st_size for path in objects) > 700
+    for path in objects:
+        os.utime(path)  # as large ones that were copied without their times
+    assert not plan(folder, target, compared=700)
     photograph(folder / "photos/class0/more.png", 77)  # into the last shard
     jobs = Counter(dict.fromkeys(once - {"bases"}, 1)) + Counter(moments=1, image_features=1)
     assert jobs_of(snakemake(folder, target)) == jobs

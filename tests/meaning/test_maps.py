@@ -393,7 +393,8 @@ def test_heldout_images_stay_heldout_when_images_are_added() -> None:
 
 def test_a_split_of_its_own_holds_the_images_that_a_fit_holds_out() -> None:
     splits = ["test" if i % 5 == 0 else "val" if i % 5 == 1 else "train" for i in range(N)]
-    divided = with_heldout(pd.DataFrame({"image_id": IDS, "split": splits}), 0.25, seed=0)
+    manifest = pd.DataFrame({"image_id": IDS, "split": splits, "active": True})
+    divided = with_heldout(manifest, 0.25, seed=0)
     kept = np.array([split != "test" for split in splits])
     heldout = split_heldout([name for name, keep in zip(IDS, kept, strict=True) if keep], 0.25, 0)
     np.testing.assert_array_equal(
@@ -401,6 +402,22 @@ def test_a_split_of_its_own_holds_the_images_that_a_fit_holds_out() -> None:
     )
     same = divided["split"] != "heldout"
     assert [splits[i] for i in np.flatnonzero(same)] == divided["split"][same].tolist()
+
+
+@pytest.mark.parametrize("side", ["heldout", "train"])
+def test_fewer_than_two_active_images_on_a_side_are_refused_before_any_is_decomposed(
+    side: str,
+) -> None:
+    manifest = pd.DataFrame({"image_id": IDS, "split": "train", "active": True})
+    members = np.flatnonzero(with_heldout(manifest, 0.25, seed=0)["split"] == side)
+    few = manifest.assign(active=~np.isin(np.arange(N), members[1:]))
+    sides = (
+        f"{N - len(members)} .* and 1 " if side == "heldout" else f"1 .* and {N - len(members)} "
+    )
+    with pytest.raises(DataError, match=rf"maps\.heldout: 0\.25 .* leaves {sides}held out"):
+        with_heldout(few, 0.25, seed=0)
+    two = manifest.assign(active=~np.isin(np.arange(N), members[2:]))
+    assert (with_heldout(two, 0.25, seed=0)["split"] == side).sum() == len(members)
 
 
 def test_too_few_images_are_refused() -> None:

@@ -1,7 +1,7 @@
 # Comparison: the models of a run side by side. Reads the scores of all models, and their dumps on
-# some images with their maps; writes comparison/{dataset}.parquet (where in depth each feature lives, and how
-# concentrated it is) and comparison/{dataset}.counterparts.parquet (which component of one model
-# varies over the images like which of another).
+# some images with their maps; writes comparison/{dataset}.parquet (where in depth each feature
+# lives, and how concentrated it is) and comparison/{dataset}.counterparts.parquet (which component
+# of one model varies over the images like which of another).
 
 
 rule comparison:

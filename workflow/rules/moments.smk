@@ -26,11 +26,15 @@ def is_fit(wildcards):
 
 
 def shard_targets(wildcards):
-    """Image embeddings of one shard and their record, where maps are fitted to them."""
+    """Image embeddings of one shard and their record, where maps are fitted to them.
+
+    The embeddings are judged by the hash in their record, which is small enough to be compared by
+    content; Snakemake would go by the time of the large object.
+    """
     base = f"{RESULTS}/features/{wildcards.dataset}"
     embeddings = shard_object(f"{base}.zarr", "features", "image_embeddings", wildcards.shard)
     record = f"{base}.shards/{wildcards.shard}.json"
-    return [embeddings, record] if is_fit(wildcards) else []
+    return [ancient(embeddings), record] if is_fit(wildcards) else []
 
 
 def moment_files(model, dataset):

@@ -6,6 +6,7 @@ import time
 from _job import job, load_run_model
 
 from pipeline_lib.artifacts import read_table
+from pipeline_lib.config import moment_fits
 from pipeline_lib.contributions import decompose_rate
 from pipeline_lib.estimate import (
     Machine,
@@ -13,15 +14,18 @@ from pipeline_lib.estimate import (
     free_bytes,
     human,
     job_bytes,
-    moment_groups,
+    target_width,
 )
 from pipeline_lib.factors import load_factors
+from pipeline_lib.image_features import clip_width
 from pipeline_lib.progress import duration
 
 with job(snakemake) as config:
     asked = snakemake.params
     settings = config.contributions
-    needed, largest = 0, 0
+    needed, largest, width = 0, 0, 0
+    if moment_fits(config):
+        width = clip_width(load_run_model(config.reference))
     for name, path in zip(config.models, snakemake.input.bases, strict=True):
         began = time.monotonic()
         model, factors = load_run_model(config.models[name]), load_factors(path)
@@ -33,10 +37,10 @@ with job(snakemake) as config:
             table = config.folder / "manifest" / dataset / "images.parquet"
             count = asked.images or int(read_table("manifest", table)["active"].sum())
             known = settings.level == "projected"  # then its bases are those at hand
-            groups = moment_groups(config, name, dataset)
+            targets = target_width(config, name, dataset, width)
             plan = estimate_dump(
                 count, factors, settings.dtype, settings.shard_size, machine, classes=classes,
-                groups=groups,
+                targets=targets,
                 **({"levels": ["projected"], "directions": None} if known else {}),
             )  # fmt: skip
             print(f"\n{name} on {dataset}: {count:,} images, {rate:.1f} images/s a worker, "
@@ -46,7 +50,7 @@ with job(snakemake) as config:
                 print(f"{mark} {row.level:10} {human(row.bytes):>10}   {row.jobs:,} jobs   "
                       f"{duration(3600 * row.hours)}   cost {row.cost:,.2f}")  # fmt: skip
             needed += int(plan.set_index("level").loc[settings.level, "bytes"])
-            size = job_bytes(factors, settings.shard_size, settings.level, groups)
+            size = job_bytes(factors, settings.shard_size, settings.level, targets)
             largest = max(largest, size)
     print(
         "\nlevels (* as configured; docs/scale.md): full keeps all numbers of an image, factored\n"
