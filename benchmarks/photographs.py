@@ -155,8 +155,8 @@ def _retrieval(table: pd.DataFrame) -> str:
         "nearest labels\nof the probe's in CLIP's text space. Mean precision over the features of "
         "the configuration:\n\n"
         + _table(["method", " ", *(f"precision@{k}" for k in ranks)], rows)
-        + f"\n\nBest at {ranks[-1]} is `{best}`, last `{mean[ranks[-1]].drop('chance').idxmin()}` "
-        "(`subspace` reads the features' texts\nthrough the map)."
+        + f"\n\nBest at {ranks[-1]}: `{best}`; last: `{mean[ranks[-1]].drop('chance').idxmin()}`. "
+        "`subspace` reads the features' texts through the map."
     )
 
 
