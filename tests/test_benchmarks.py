@@ -31,7 +31,7 @@ SMALL = {
     "dump": (
         "--model vit_tiny_patch16_224 --images 4 --size 64 --batch 2 --threads 1 --rounds 1 "
         "--only rates",
-        r"\| .*decompose.* \| [\d.]+",
+        r"\| vit_tiny_patch16_224, 1 threads.* \| [\d.]+ \|",
     ),
     "map_methods": ("{run} --docs page.md", r"\| deit \| ridge \| [\d.]+"),
     "maps": ("--images 200 --width 48 --threads 1 --method ridge --docs page.md", r"\| ridge \|"),
