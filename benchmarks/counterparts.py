@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -22,10 +21,16 @@ import torch
 from jaxtyping import Float
 
 from pipeline_lib.artifacts import read_table
-from pipeline_lib.comparison import compared_images, counterpart_table, patterns
-from pipeline_lib.dumps import Dump, open_dump
+from pipeline_lib.comparison import (
+    Read,
+    compared_contributions,
+    counterpart_table,
+    patterns,
+)
+from pipeline_lib.dumps import open_dump
 from pipeline_lib.features import concept_embeddings
-from pipeline_lib.maps import Maps, load_maps
+from pipeline_lib.maps import load_maps
+from pipeline_lib.roles import NO_ROLE
 
 #: Components below this share of their representation's variance are not asked for.
 LEAST = 0.01
@@ -35,21 +40,6 @@ MEASURES = {
     "factor": "first factor the same",
     "role": "role the same (components that have one)",
 }
-Read = Callable[[Sequence[int]], Float[np.ndarray, "n b d"]]
-
-
-def reading(dump: Dump, maps: Maps | None) -> Read:
-    """Reads contributions of some components to the images compared; mapped, if maps are given."""
-    index = compared_images(dump.n)
-    runs = np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)
-
-    def read(components: Sequence[int]) -> Float[np.ndarray, "n b d"]:
-        values = np.concatenate([dump.contributions(run, list(components)) for run in runs])
-        if maps is None:
-            return values
-        return maps.only(components).apply(torch.from_numpy(values)).numpy()
-
-    return read
 
 
 def in_texts(read: Read, components: int, texts: Float[torch.Tensor, "k e"]) -> np.ndarray:
@@ -77,9 +67,10 @@ def ways(root: Path, dataset: str) -> dict[str, pd.DataFrame]:
         shared = root / "features/texts/reference.parquet"
         table = read_table("text_features", own if own.exists() else shared)
         texts = torch.cat(list(concept_embeddings(table).values()))
-        seen["contributions"][model] = patterns(reading(dump, None), count, width)
-        seen["mapped"][model] = patterns(reading(dump, maps), count, width)
-        seen["texts"][model] = in_texts(reading(dump, maps), count, texts)
+        mapped = compared_contributions(dump, maps)
+        seen["contributions"][model] = patterns(compared_contributions(dump, None), count, width)
+        seen["mapped"][model] = patterns(mapped, count, width)
+        seen["texts"][model] = in_texts(mapped, count, texts)
     found = {way: counterpart_table(patterns_of, names) for way, patterns_of in seen.items()}
     rng, any_of = np.random.default_rng(0), found["mapped"].copy()
     counts = any_of["other_model"].map({model: len(ids) for model, ids in names.items()})
@@ -106,7 +97,7 @@ def judged(table: pd.DataFrame, truth: pd.DataFrame, facts: pd.DataFrame) -> dic
                 "profile": np.corrcoef(mine, its)[0, 1],
                 "best": its[first] / truth.loc[pair.other_model][first].max(),
                 "factor": its.idxmax() == first,
-                "role": np.nan if role == "no clear role" else facts["role"][two] == role,
+                "role": np.nan if role == NO_ROLE else facts["role"][two] == role,
             }
         )
     return {**pd.DataFrame(rows).astype(float).mean().to_dict(), "pairs": len(rows)}
@@ -129,7 +120,7 @@ def main() -> None:
     strength = tables(asked.run, "labels", asked.dataset).drop_duplicates(key).set_index(key)
     roles = tables(asked.run, "roles", asked.dataset).set_index(key)
     facts = pd.DataFrame({"strength": strength["strength"], "role": roles["role"]})
-    facts = facts.reindex(truth.index).fillna({"strength": 0.0, "role": "no clear role"})
+    facts = facts.reindex(truth.index).fillna({"strength": 0.0, "role": NO_ROLE})
     found = {
         way: judged(table, truth, facts) for way, table in ways(asked.run, asked.dataset).items()
     }

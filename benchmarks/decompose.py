@@ -215,9 +215,11 @@ def rows_of(
         plan = plan_for(model, images)
         plain = torch.compile(plain)
         plan.runner = torch.compile(plan.runner)  # type: ignore[assignment]
-    peaks = peaks_apart(name, options) if on_cpu else peaks_of(name, model, plain, images, options)
-    if on_cpu and options.compile:  # that other process compiles nothing
-        peaks = {mode: dict.fromkeys(MEMORY, float("nan")) for mode in peaks}
+    peaks: dict[str, dict[str, float]] = {}
+    if not on_cpu:
+        peaks = peaks_of(name, model, plain, images, options)
+    elif not options.compile:  # that other process compiles nothing
+        peaks = peaks_apart(name, options)
     parts = decompose(model, images)
     rows = []
     for mode, call in modes(name, model, parts.representation.shape[1], options).items():
@@ -232,7 +234,8 @@ def rows_of(
             "batch": options.batch, "device": device, "dtype": kind,
             "plain_images_per_s": options.batch / seconds[0],
             "images_per_s": options.batch / seconds[1],
-            "ratio": statistics.median(ratios), "repeats": repeats, **peaks[mode],
+            "ratio": statistics.median(ratios), "repeats": repeats,
+            **peaks.get(mode, dict.fromkeys(MEMORY, float("nan"))),
             "error": float("nan") if mode == "published way" else float(parts.error.max()),
         }  # fmt: skip
         rows.append(row)

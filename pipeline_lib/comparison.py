@@ -8,12 +8,21 @@ width, `p` pair of images.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 
+from pipeline_lib.maps import Maps
 from pipeline_lib.significance import carriers
+
+if TYPE_CHECKING:
+    from pipeline_lib.dumps import Dump
+
+#: Reads contributions of some components, by number.
+Read = Callable[[Sequence[int]], Float[np.ndarray, "n b d"]]
 
 #: Images over which components are compared, and how many neighbouring ones are read at once.
 COMPARED, _RUN = 400, 50
@@ -69,9 +78,21 @@ def compared_images(count: int) -> Int[np.ndarray, " n"]:
     return np.unique(np.concatenate([np.arange(start, start + _RUN) for start in starts]))
 
 
-def patterns(
-    read: Callable[[Sequence[int]], Float[np.ndarray, "n b d"]], components: int, width: int
-) -> Float[np.ndarray, "c p"]:
+def compared_contributions(dump: Dump, maps: Maps | None) -> Read:
+    """Reads contributions to the images compared, run by run; mapped, where maps are given."""
+    index = compared_images(dump.n)
+    runs = np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)
+
+    def read(components: Sequence[int]) -> Float[np.ndarray, "n b d"]:
+        values = np.concatenate([dump.contributions(run, list(components)) for run in runs])
+        if maps is None:
+            return values
+        return maps.only(components).apply(torch.from_numpy(values)).numpy()
+
+    return read
+
+
+def patterns(read: Read, components: int, width: int) -> Float[np.ndarray, "c p"]:
     """How alike each component finds every two images, as unit vectors whose products are CKA.
 
     Parameters

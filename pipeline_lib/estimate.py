@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline_lib.artifacts import read_table
 from pipeline_lib.config import RunConfig, moment_fits
 from pipeline_lib.errors import DiskError
-from pipeline_lib.factors import Factors, load_factors
+from pipeline_lib.factors import Factors, group_columns, load_factors
 
 #: Bytes of a number of each dtype that a store may have.
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -67,39 +67,25 @@ def dump_bytes(
     level
         One of `LEVELS`; `projected` keeps `directions` numbers of every component (or, where these
         are not given, the coordinates of `factors`, which are then those of a projected dump);
-        `moments` for each group of `moment_columns` the mean and the covariance of its columns, `8`
+        `moments` for each group of `group_columns` the mean and the covariance of its columns, `8`
         bytes for each pair of these, of every shard and of their sum.
     shards
         Jobs of the dump.
     classes
         Logits of an image.
     targets
-        As for `moment_columns`. The targets themselves lie with the image embeddings.
+        As for `factors.group_columns`, 0 where not known yet. The targets lie with the image
+        embeddings.
     """
     components, width, columns = len(factors.ranks), factors.width, factors.columns
     if level == "moments":
-        sums = sum(r * r + r + 1 for r in moment_columns(factors, targets))
+        sums = sum(r * r + r + 1 for r in group_columns(factors, targets).values())
         return 8 * (shards + 1) * sums + 4 * factors.bases.size
     projected = columns if directions is None else components * directions
     numbers = {"full": components * width, "factored": columns, "projected": projected}[level]
     beside = 4 * (width + 2 + classes)  # representation, error, rounding, logits
     bases = 4 * factors.bases.size if level == "factored" else 0
     return images * (numbers * BYTES[dtype] + beside) + bases
-
-
-def moment_columns(factors: Factors, targets: int | None) -> list[int]:
-    """Columns of each group of images whose moments are apart: see `moment_dumps.group_columns`.
-
-    Parameters
-    ----------
-    factors
-        The bases that the coordinates are taken in.
-    targets
-        Width of the targets that maps are fitted to, or 0 where it is not known yet; None where no
-        maps are fitted.
-    """
-    columns = factors.columns
-    return 2 * [columns] if targets is None else [*2 * [columns + targets], columns]
 
 
 def job_bytes(factors: Factors, shard_size: int, level: str, targets: int | None = None) -> int:
@@ -110,7 +96,7 @@ def job_bytes(factors: Factors, shard_size: int, level: str, targets: int | None
     """
     if level == "moments":
         held = 4 * shard_size * (targets or 0)
-        sums = sum(8 * r * r for r in moment_columns(factors, targets))
+        sums = sum(8 * r * r for r in group_columns(factors, targets).values())
         return max(sums + held, 3 * held)
     return 2 * shard_size * factors.columns * 4
 

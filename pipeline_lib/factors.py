@@ -176,3 +176,25 @@ def load_factors(path: str | Path) -> Factors:
             f"{path} cannot be read ({error}); delete it and run snakemake again"
         ) from error
     return Factors(tuple(map(int, ranks)), bases.shape[1], bases)
+
+
+def group_columns(factors: Factors, targets: int | None) -> dict[str, int]:
+    """Groups of images whose moments are apart, each with the columns that these are of.
+
+    Parameters
+    ----------
+    factors
+        The bases that the coordinates are taken in.
+    targets
+        Width of the targets that maps are fitted to; None where none are fitted.
+
+    Returns
+    -------
+    dict
+        `fit`: images that may be fitted on; `test`: those kept to test; where maps are fitted
+        `heldout`: those held out of the fit, and the targets among the columns of both sides of it.
+    """
+    columns = factors.columns
+    if targets is None:
+        return {"fit": columns, "test": columns}
+    return {"fit": columns + targets, "heldout": columns + targets, "test": columns}

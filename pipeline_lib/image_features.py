@@ -75,7 +75,6 @@ def embed_shard(
     ArtifactError
         If the shard cannot be written.
     """
-
     device = compute_device()
     model.to(device)
     log.info("device %s, float32, batch %d, %d images", device, settings.batch_size, len(rows))

@@ -30,34 +30,12 @@ from pipeline_lib.contributions import (
 from pipeline_lib.device import compute_device
 from pipeline_lib.encoder import Encoder
 from pipeline_lib.errors import ArtifactError
-from pipeline_lib.factors import Factors
+from pipeline_lib.factors import Factors, group_columns
 from pipeline_lib.image_features import ShardEmbeddings
 from pipeline_lib.streamed import StreamedMoments, load_moments, save_moments
 
 if TYPE_CHECKING:
     from pipeline_lib.models import VisionModel
-
-
-def group_columns(factors: Factors, targets: int | None) -> dict[str, int]:
-    """Groups of images whose moments are apart, each with the columns that these are of.
-
-    Parameters
-    ----------
-    factors
-        The bases that the coordinates are taken in.
-    targets
-        Width of the targets that maps are fitted to; None where none are fitted.
-
-    Returns
-    -------
-    dict
-        `fit`: images that may be fitted on; `test`: those kept to test; where maps are fitted
-        `heldout`: those held out of the fit, and the targets among the columns of both sides of it.
-    """
-    columns = factors.columns
-    if targets is None:
-        return {"fit": columns, "test": columns}
-    return {"fit": columns + targets, "heldout": columns + targets, "test": columns}
 
 
 def sum_shard(

@@ -3,14 +3,13 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
 from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.comparison import (
     FEWEST,
+    compared_contributions,
     compared_images,
     comparison_table,
     counterpart_table,
@@ -31,18 +30,12 @@ with job(snakemake):
             open_dump(store_folder([path]), snakemake.input.manifest),
             Path(path).parts[-3],
         )
-        index = compared_images(dump.n)
-        runs = np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)
-        names[model], images = dump.components["id"].tolist(), len(index)
+        names[model], images = dump.components["id"].tolist(), len(compared_images(dump.n))
         maps = load_maps(*(file for file in snakemake.input.maps if Path(file).stem == model))
-
-        def read(components, dump=dump, runs=runs, maps=maps):
-            """Mapped contributions of components to the images compared, run by run."""
-            values = np.concatenate([dump.contributions(run, list(components)) for run in runs])
-            return maps.only(components).apply(torch.from_numpy(values)).numpy()
 
         if images >= FEWEST:
             width = max(dump.width, len(maps.bias))
+            read = compared_contributions(dump, maps)
             seen[model] = patterns(read, len(names[model]), width)
     if not seen:
         logging.warning("%d images are too few to compare components over", images)

@@ -308,22 +308,11 @@ def _explained_panel(part: pd.DataFrame, model: str) -> Panel:
         low, high = part["cumulative_0.25"], part["cumulative_0.75"]
         axes.fill_between(texts, low, high, color=colour("c1"), alpha=0.18, linewidth=0)
         axes.plot(texts, part["cumulative_0.5"], color=colour("c1"), label="texts")
-        axes.plot(
-            texts,
-            part["cumulative_pca_0.5"],
-            color=colour("muted"),
-            linestyle=(0, (4, 2)),
-            linewidth=1.3,
-            label="principal components",
-        )
-        axes.plot(
-            texts,
-            part["cumulative_random_0.5"],
-            color=colour("muted"),
-            linestyle=(0, (1, 2)),
-            linewidth=1.3,
-            label="random vectors",
-        )
+        beside = (("pca", (4, 2), "principal components"), ("random", (1, 2), "random vectors"))
+        for name, dashes, label in beside:
+            median = part[f"cumulative_{name}_0.5"]
+            tone, line = colour("muted"), (0, dashes)
+            axes.plot(texts, median, color=tone, linestyle=line, linewidth=1.3, label=label)
         axes.set_ylim(0, 1)
         axes.set_xlim(1, max(2, int(texts.max())))
         axes.set_xlabel("texts")
