@@ -117,8 +117,9 @@ def _retrieve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     asked.add_argument("--text", help="one of the property's texts")
     asked.add_argument("--image", type=Path, help="any image file, searched by its likes")
     parser.add_argument(
-        "--components", type=_count, help="components used; by default as the run has chosen"
-    )
+        "--components", type=_count,
+        help="components added up, those with the highest scores; by default as the run has chosen",
+    )  # fmt: skip
     parser.add_argument("--count", type=_count, default=8, help="images to find")
     parser.add_argument("--out", type=Path, help="PNG of the images found")
 

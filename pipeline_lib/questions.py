@@ -283,8 +283,8 @@ def find(
     image
         Any image file; images like it in this property are found.
     components
-        Components of the property that are used, those with the highest scores; None for the way
-        that the run's retrieval has chosen.
+        Components of the property whose contributions are added up, those with the highest scores
+        (the published way); None for the way that the run's retrieval has chosen.
     count
         Images to find.
 
@@ -302,8 +302,9 @@ def find(
     query, scores = "image" if text is None else "text", run.scores()
     rank_components(scores, feature)  # refuses an unknown property
     concepts, held = concepts_of(run.texts, feature), hold(run.dump, np.arange(run.dump.n), 0)
-    choices = None if components is not None else run.choices()
-    way = way_to_search(scores, choices, query, feature, texts=len(concepts), components=components)
+    asked = run.config.applications.retrieval
+    fixed = components or (asked.components if asked else None)
+    way = way_to_search(scores, None if fixed else run.choices(), query, feature, fixed)
     found = similarities(run.dump, run.maps, concepts, way, held, text=text, probe=probe)
     return nearest(run.dump.manifest, found, count)
 

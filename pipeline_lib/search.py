@@ -14,7 +14,14 @@ from pipeline_lib.errors import DataError, close_matches
 from pipeline_lib.maps import Maps
 from pipeline_lib.passes import ContributionSource, Held, hold
 from pipeline_lib.retrieval_truth import stacked
-from pipeline_lib.retrieval_ways import COMPONENTS, Way, contrast, rank_components, unit_rows
+from pipeline_lib.retrieval_ways import (
+    COMPONENTS,
+    Way,
+    contrast,
+    published_way,
+    rank_components,
+    unit_rows,
+)
 
 #: Images compared at once.
 _ROWS = 512
@@ -30,11 +37,9 @@ def way_to_search(
     choices: pd.DataFrame | None,
     query: str,
     feature: str,
-    *,
-    texts: int,
     components: int | None = None,
 ) -> Way:
-    """The way that a run has chosen for a feature; else that of its highest scores.
+    """The way that a run has chosen for a feature; the published one where there is no choice.
 
     Parameters
     ----------
@@ -44,19 +49,15 @@ def way_to_search(
         `text` or `image`.
     feature
         Property.
-    texts
-        Number of its texts: one alone spans no subspace to compare in.
     components
-        Number of components, where the question names it.
+        Number of components of the published way, where the question names it.
     """
-    ranked = rank_components(scores, feature).tolist()
     if components is None and choices is not None:
         rows = choices[choices["chosen"] & (choices["query"] == query)]
         for row in rows[rows["feature"] == feature].itertuples():
             ranked = rank_components(scores, feature, by=row.by).tolist()
             return Way(row.way, row.by, tuple(ranked[: row.components]))
-    kind = "subspace" if texts > 1 else "sum"
-    return Way(kind, "score", tuple(ranked[: components or COMPONENTS]))
+    return published_way(scores, feature, components or COMPONENTS)
 
 
 def similarities(
@@ -157,9 +158,7 @@ def alike(
     held, tables = hold(source, np.arange(len(source.manifest)), seed), []
     for feature in dict.fromkeys(scores["feature"]):
         concepts = concepts_of(texts, feature)
-        way = way_to_search(
-            scores, choices, "image", feature, texts=len(concepts), components=components
-        )
+        way = way_to_search(scores, choices, "image", feature, components)
         found = similarities(source, maps, concepts, way, held, probe=probe)
         first = nearest(source.manifest, found, count)
         facts = {"feature": feature, "way": way.kind, "components": len(way.components)}

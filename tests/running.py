@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from PIL import Image
 from snakemake.api import SnakemakeApi
+from snakemake.cli import parse_size_in_bytes
 from snakemake.settings.enums import RerunTrigger
 from snakemake.settings.types import (
     ConfigSettings,
@@ -34,10 +35,11 @@ SNAKEFILE = ROOT / "Snakefile"
 #: A tiny run of every stage.
 TINY = yaml.safe_load((ROOT / "config" / "test.yaml").read_text("utf-8"))
 
-#: What may run again in the default profile.
-TRIGGERS = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text("utf-8"))[
-    "rerun-triggers"
-]
+PROFILE = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text("utf-8"))
+
+#: What may run again in the default profile, and the size up to which files are compared by content.
+TRIGGERS = PROFILE["rerun-triggers"]
+COMPARED = parse_size_in_bytes(PROFILE["max-checksum-file-size"])
 
 Jobs = Counter[tuple[str, str]]
 
@@ -77,7 +79,7 @@ def jobs_of(done: subprocess.CompletedProcess[str]) -> Counter[str]:
 
 
 def plan(
-    folder: Path, *targets: str, snakefile: Path = SNAKEFILE, compared: int = 1_000_000
+    folder: Path, *targets: str, snakefile: Path = SNAKEFILE, compared: int = COMPARED
 ) -> Jobs:
     """Jobs that would run now, as `(rule, wildcards)`, up to the next checkpoint.
 

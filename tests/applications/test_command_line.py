@@ -20,7 +20,7 @@ from pipeline_lib.errors import ConfigError, DataError, ModelError
 from pipeline_lib.maps import identity_maps
 from pipeline_lib.models import load_model
 from pipeline_lib.questions import Run, contributions_of, describe, direction_of, draw_grid, find
-from pipeline_lib.retrieval_ways import rank_components
+from pipeline_lib.retrieval_ways import published_way, rank_components
 from pipeline_lib.search import COMPONENTS, alike, way_to_search
 
 ROOT = Path(__file__).parents[2]
@@ -217,13 +217,12 @@ def test_the_way_that_the_run_has_chosen_is_taken(planted: PlantedRun) -> None:
     scores = planted.scores()
     row = {"query": "image", "feature": "shape", "way": "sum", "by": "margin", "components": 2}
     choices = pd.DataFrame([row | {"chosen": True}, row | {"components": 4, "chosen": False}])
-    way = way_to_search(scores, choices, "image", "shape", texts=3)
+    way = way_to_search(scores, choices, "image", "shape")
     assert (way.kind, way.by, len(way.components)) == ("sum", "margin", 2)
     assert way.components[0] == rank_components(scores, "shape")[0]
-    usual = way_to_search(scores, choices, "text", "shape", texts=3)
-    assert (usual.kind, usual.by, len(usual.components)) == ("subspace", "score", COMPONENTS)
-    asked = way_to_search(scores, choices, "image", "shape", texts=1, components=3)
-    assert (asked.kind, len(asked.components)) == ("sum", 3)
+    usual = way_to_search(scores, choices, "text", "shape")
+    assert usual == published_way(scores, "shape", COMPONENTS)
+    assert way_to_search(scores, choices, "image", "shape", 3) == published_way(scores, "shape", 3)
 
 
 @pytest.mark.parametrize("kind", ["sum", "subspace"])

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from running import ROOT
 
 
@@ -36,6 +37,31 @@ def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("profiles") / "run"
     shutil.copytree(finished, folder, copy_function=shutil.copy2)
     return folder
+
+
+@pytest.mark.parametrize("profile", ["gpus", "slurm"])
+def test_the_same_things_make_jobs_run_again_through_all_profiles(profile: str) -> None:
+    one, other = (
+        yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text("utf-8"))
+        for name in ("default", profile)
+    )
+    for key in ("rerun-triggers", "max-checksum-file-size", "rerun-incomplete"):
+        assert one[key] == other[key], key
+
+
+def test_a_table_of_a_large_shard_is_compared_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "shard.parquet").write_bytes(bytes(3_000_000))
+    rule = 'rule dump:\n    input: "shard.parquet"\n    output: "dump"\n    shell: "touch {output}"\n'
+    (tmp_path / "Snakefile").write_text(rule)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--directory", str(tmp_path)]
+    command += ["--snakefile", str(tmp_path / "Snakefile")]
+    command += ["--profile", str(ROOT / "profiles" / "default")]
+    again = []
+    for content in (bytes(3_000_000), bytes(3_000_000), b"1" + bytes(2_999_999)):
+        (tmp_path / "shard.parquet").write_bytes(content)  # with another time
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        again.append("Nothing to be done" not in done.stdout + done.stderr)
+    assert again == [True, False, True]
 
 
 @pytest.mark.parametrize("profile", ["default", "gpus"])
