@@ -33,11 +33,11 @@ STAGE_VERSIONS: dict[str, int] = {
     "features": 1,
     "contributions": 4,
     "maps": 3,
-    "scores": 9,
+    "scores": 10,
     "validation": 5,
     "comparison": 3,
     "ablation": 4,
-    "retrieval": 4,
+    "retrieval": 5,
     "heatmaps": 1,
     "segmentation": 3,
     "spurious": 2,
@@ -798,7 +798,7 @@ def _schema_problems(table: Table, frame: pd.DataFrame) -> list[str]:
     declared = [column.name for column in table.columns]
     problems = [f"column {name!r} is missing" for name in declared if name not in frame.columns]
     if not table.extra:
-        unknown = [str(name) for name in frame.columns if name not in declared]
+        unknown = extra_columns(table.name, frame)
         problems += [f"column {name!r} is not declared" for name in unknown]
     for column in table.columns:
         if column.name in frame.columns and not column.nullable:
@@ -844,11 +844,10 @@ def write_table(
     path = Path(path)
     _check(table, frame, str(path))
     declared = [column.name for column in table.columns]
-    extra = [column for column in frame.columns if column not in declared]
     fields = [pa.field(column.name, _ARROW[column.type]) for column in table.columns]
     arrow = pa.Table.from_pandas(frame[declared], schema=pa.schema(fields), preserve_index=False)
-    for column in extra:
-        arrow = arrow.append_column(str(column), pa.array(frame[column], from_pandas=True))
+    for column in extra_columns(name, frame):
+        arrow = arrow.append_column(column, pa.array(frame[column], from_pandas=True))
     known = {"job": context()} if context() else {}
     facts = json.dumps({**dict(provenance or {}), **known}, sort_keys=True)
     arrow = arrow.replace_schema_metadata({"vit_atlas.table": name, "vit_atlas.provenance": facts})
@@ -876,6 +875,16 @@ def read_table(name: str, path: str | Path, columns: list[str] | None = None) ->
     if columns is None:
         _check(TABLES[name], frame, str(path))
     return frame
+
+
+def extra_columns(name: str, frame: pd.DataFrame) -> list[str]:
+    """Columns of a table that are not declared: a user's own.
+
+    >>> extra_columns("manifest", pd.DataFrame(columns=["row", "caption", "colour"]))
+    ['colour']
+    """
+    declared = {column.name for column in TABLES[name].columns}
+    return [str(column) for column in frame.columns if column not in declared]
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:

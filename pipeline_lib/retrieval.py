@@ -51,6 +51,7 @@ from pipeline_lib.retrieval_ways import (
     take_sums,
     unit_rows,
 )
+from pipeline_lib.truths import known_factors
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +150,8 @@ def retrieve(
 
     Notes
     -----
-    A feature is judged where the manifest has a column of its name; by image, precision is also
-    measured on the other such columns (leakage), which a query by one property should not follow.
+    A feature is judged where the data set has a factor of its name; by image, precision is also
+    measured on the other such factors (leakage), which a query by one property should not follow.
     Where there is none, but every image has a label of its own, `label_neighbours` is measured.
     Baselines: the whole representation, also in the feature's subspace; random components in the
     same way and number; the published way with its own best number; the reference CLIP; chance.
@@ -171,7 +172,7 @@ def retrieve(
     if neighbours is not None:
         relevant["label_neighbours"] = neighbours
     if not relevant:
-        logger.warning("no feature is a column of the manifest: images are shown, not judged")
+        logger.warning("no feature is a factor of the images: they are shown, not judged")
     whole = source.representation(index)
     tables = [
         views.by_text(manifest, compared),
@@ -226,8 +227,8 @@ class _Search:
         self.texts = Texts(directions.numpy(), columns)
 
     def known(self, manifest: pd.DataFrame) -> list[str]:
-        """Features that are columns of a manifest."""
-        return [n for n in self.features if n in manifest.columns and manifest[n].notna().any()]
+        """Features that are factors of the images, and known of some."""
+        return [n for n in known_factors(manifest, self.features) if manifest[n].notna().any()]
 
     def kinds(self, feature: str) -> tuple[str, ...]:
         """Ways that make sense: one text alone spans no subspace to compare in."""

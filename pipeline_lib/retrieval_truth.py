@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from pipeline_lib.artifacts import extra_columns
 from pipeline_lib.errors import DataError, close_matches
 from pipeline_lib.retrieval_metrics import ranking
 from pipeline_lib.retrieval_ways import unit_rows
@@ -102,7 +103,7 @@ def same_texts(texts: pd.DataFrame, others: pd.DataFrame) -> Float[np.ndarray, "
 
 def column_of(manifest: pd.DataFrame, feature: str, texts: pd.DataFrame) -> str | None:
     """Column whose values tell whether an image has a text of a feature."""
-    if feature in manifest.columns:
+    if feature in extra_columns("manifest", manifest):
         return feature
     wanted = texts.loc[texts["feature"] == feature, "text"]
     own = [name for name in manifest.columns if name not in _MANIFEST_ONLY]

@@ -12,7 +12,8 @@ shuffle, or set of components.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +23,12 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
+from pipeline_lib.artifacts import extra_columns
 from pipeline_lib.coordinates import Encoded
 from pipeline_lib.errors import DataError
 from pipeline_lib.scores import Moments, feature_basis
+
+log = logging.getLogger(__name__)
 
 #: Columns of table `truth` that need known factors.
 FACTOR_TRUTHS = (
@@ -103,6 +107,24 @@ class Factors:
             true = values[torch.arange(len(index)), torch.from_numpy(self.codes[index, factor])]
             found.append(float((true - values.mean(dim=1)).sum()))
         return np.array(found)
+
+
+def known_factors(images: pd.DataFrame, features: Iterable[str]) -> list[str]:
+    """Features that are factors of the images: columns that the data set adds to its manifest.
+
+    A feature named like one of the manifest's own columns (width, group, caption …) is none; it is
+    scored like any other, and logged.
+    """
+    factors = extra_columns("manifest", images)
+    for name in features:
+        if name in images and name not in factors:
+            log.warning(
+                "the concept %r has the name of one of the manifest's own columns, which is no "
+                "factor of the images: it is scored, and not held against a truth. Where it is "
+                "one, give the concept and the column another name, and list it under factors",
+                name,
+            )
+    return [name for name in features if name in factors]
 
 
 def decodability(

@@ -341,6 +341,16 @@ def test_a_feature_of_labels_is_judged_by_the_label(dump: ArrayDump) -> None:
     assert precision(found_in(dump, PUBLISHED).table, method="components", **of) == 1.0
 
 
+def test_a_column_of_the_manifest_itself_is_no_property(dump: ArrayDump) -> None:
+    """A concept called width is searched for, and not judged by the width of the pictures."""
+    dump.manifest = dump.manifest.assign(width=96).drop(columns="colour")
+    texts = make_texts().replace({"feature": {"colour": "width"}})
+    carriers = {name.replace("colour", "width"): carrier for name, carrier in CARRIERS.items()}
+    found = found_in(dump, PUBLISHED, texts, carriers=carriers)
+    assert set(found.table["measured"]) == {"shape", "scene"}
+    assert "width" in set(found.examples["feature"])
+
+
 def test_neighbours_of_labels_by_their_texts() -> None:
     angles = np.linspace(0, 3, 30)
     labels = [f"n{i}" for i in range(30)]

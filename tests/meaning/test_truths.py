@@ -10,6 +10,7 @@ import pytest
 import torch
 from known_world import C, E, N, normal, planted, world
 
+from pipeline_lib.artifacts import TABLES
 from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.errors import DataError
 from pipeline_lib.maps import Maps, identity_maps, unit
@@ -22,6 +23,7 @@ from pipeline_lib.truths import (
     decodability,
     decodability_in_words,
     folds,
+    known_factors,
     linear_reader,
     truth_table,
 )
@@ -196,6 +198,17 @@ def test_table_of_truths_has_what_is_known() -> None:
         encoded, found, features, factors=Factors.of(images, []), rankings={}, **asked
     )
     assert alone.drop(columns=["feature", "component"]).isna().all(axis=None)
+
+
+def test_only_what_a_data_set_adds_to_the_manifest_is_a_factor(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = [column.name for column in TABLES["manifest"].columns]
+    images = pd.DataFrame(columns=[*own, "colour", "place"])
+    assert known_factors(images, ["texture", *own, "colour"]) == ["colour"]
+    named = [record.args for record in caplog.records]
+    assert named == [(name,) for name in own]
+    assert "the concept 'width' has the name" in caplog.text
 
 
 def test_bad_factors_are_named_together() -> None:

@@ -15,7 +15,7 @@ from pipeline_lib.scores import Moments, moments, score_components, with_compone
 from pipeline_lib.significance import add_statistics, bootstrap_strengths
 from pipeline_lib.streamed import stored_coordinates
 from pipeline_lib.textspan import label_components, random_pool
-from pipeline_lib.truths import Factors, truth_table
+from pipeline_lib.truths import Factors, known_factors, truth_table
 
 with job(snakemake) as config:
     names = {"model": snakemake.wildcards.model, "dataset": snakemake.wildcards.dataset}
@@ -54,7 +54,7 @@ with job(snakemake) as config:
     write_described(snakemake, dump.components, pool, found, chosen, of_parts, facts, **beside)
 
     images = dump.manifest.iloc[positions]
-    factors = Factors.of(images, [name for name in features if name in images])
+    factors = Factors.of(images, known_factors(images, features))
     rankings = {}
     if snakemake.input.images:
         clip = open_features(store_folder(snakemake.input.images), snakemake.input.manifest)
