@@ -719,6 +719,8 @@ def _worded(details: Any) -> str:
         return f"{place}: unknown key; {close_matches(steps[-1][0] or '', parent.model_fields)}"
     if details["type"] == "missing":
         return f"{place}: is missing"
+    if details["type"] == "too_short":
+        return f"{place}: is empty; give at least {details['ctx']['min_length']}"
     if details["type"] in ("literal_error", "union_tag_invalid"):
         context = details["ctx"]
         valid = re.findall(r"'([^']*)'", context.get("expected") or context.get("expected_tags"))
@@ -832,11 +834,27 @@ def _value_problems(raw: Mapping[str, Any]) -> list[str]:
             f"{MAX_CHUNK_ROWS} to be the rows of a chunk; use for example {fitting}"
         )
     concepts = _at(raw, "concepts")
-    for feature, words in concepts.items() if isinstance(concepts, Mapping) else ():
-        if isinstance(words, list) and len(set(map(str, words))) < len(words):
-            problems.append(f"concepts.{feature}: a descriptor stands twice")
+    lists = [("concepts", name) for name in _keys(raw, "concepts")]
+    lists += [("applications", "spurious", f"{use}_words") for use in ("spurious", "core")]
+    for place in [*lists, ("applications", "heatmaps", "directions")]:
+        problems += _text_problems(".".join(place), _at(raw, *place))
     if raw.get("scores") and isinstance(concepts, Mapping) and not concepts:
         problems.append("concepts: is empty, but scores are asked for")
+    return problems
+
+
+def _text_problems(place: str, texts: Any) -> list[str]:
+    """Texts of a list that are blank, or stand twice but for case and spaces."""
+    problems, seen = [], dict[str, str]()
+    for number, text in enumerate(texts if isinstance(texts, list) else []):
+        alike = " ".join(str(text).split()).casefold()
+        if not alike:
+            problems.append(f"{place}.{number}: {text!r} is blank; give a text, or leave it out")
+        elif alike in seen:
+            as_before = "" if text == seen[alike] else f", first as {seen[alike]!r}"
+            problems.append(f"{place}: {text!r} stands twice{as_before}; leave one out")
+        else:
+            seen[alike] = text
     return problems
 
 
