@@ -834,7 +834,7 @@ def _value_problems(raw: Mapping[str, Any]) -> list[str]:
             f"{MAX_CHUNK_ROWS} to be the rows of a chunk; use for example {fitting}"
         )
     concepts = _at(raw, "concepts")
-    lists = [("concepts", name) for name in _keys(raw, "concepts")]
+    lists: list[tuple[str, ...]] = [("concepts", name) for name in _keys(raw, "concepts")]
     lists += [("applications", "spurious", f"{use}_words") for use in ("spurious", "core")]
     for place in [*lists, ("applications", "heatmaps", "directions")]:
         problems += _text_problems(".".join(place), _at(raw, *place))
