@@ -19,10 +19,12 @@ from pipeline_lib.report.blocks import GalleryRow, Picture
 from pipeline_lib.report.collect import collect, expected_figures
 from pipeline_lib.report.page import render_page, script_json, write_report
 from pipeline_lib.report.pictures import PictureBook
+from pipeline_lib.report.sections import truth
 from pipeline_lib.report.sheet import SIDE, sheet
 from pipeline_lib.report.style import PALETTE
 from pipeline_lib.retrieval_truth import NEIGHBOURS
 from pipeline_lib.roles import NO_ROLE, ONE_CATEGORY
+from pipeline_lib.validation import SCORES
 
 CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
 HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'>\"'&$x$"
@@ -63,6 +65,10 @@ def test_sections_stand_in_the_order_of_the_stages(outline):
         "overview", "manifest", "features", "contributions", "maps", "scores", "applications",
         "ablation", "retrieval", "heatmaps", "segmentation", "spurious", "codes", "provenance",
     ]  # fmt: skip
+
+
+def test_every_score_that_is_held_against_a_truth_has_its_words():
+    assert set(truth._SCORES) == set(SCORES)
 
 
 def test_ids_are_unique(outline):

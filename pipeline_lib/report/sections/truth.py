@@ -25,7 +25,6 @@ _SCORES = {
     "score_published": "published score",
     "variance_explained": "variance explained",
     "random": "random",
-    "shuffled": "ids shuffled",
 }
 
 
@@ -60,8 +59,8 @@ def _validation(run: Run) -> Figure:
             "over random halves of the others replaced with it. As CLIP: Spearman "
             "correlation with the reference CLIP’s own ranking of the images.",
             plural(int(shown["n"].max()), "image") if len(shown) else "no image",
-            "Direct effects only, on both sides. Random: directions drawn in place of the texts of "
-            "a feature.",
+            "Direct effects only, on both sides. Random: the scores, dealt to the components at "
+            "random.",
         ),
         panels,
         table,
