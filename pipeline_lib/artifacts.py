@@ -255,7 +255,11 @@ _TABLES = (
             Column("cumulative_pca", "float64", "the same for the principal components: the bound"),
             Column("cumulative_random", "float64", "the same for as many random vectors as texts"),
             Column("cumulative_heldout", "float64", "the same on test images", nullable=True),
-            Column("strength", "float64", "component's share of the representation's variance"),
+            Column(
+                "strength",
+                "float64",
+                "component's share of the variance of the model's own representation, unmapped",
+            ),
             Column("strength_low", "float64", "lower end of its 95 % interval", nullable=True),
             Column("strength_high", "float64", "upper end of its 95 % interval", nullable=True),
         ),
@@ -293,7 +297,9 @@ _TABLES = (
             Column("node", "string", "name of the part, unique in its level"),
             Column("parent", "string", "node of the level above; '' for the representation"),
             Column("components", "int64", "components in the part"),
-            Column("share", "float64", "of the variance of the representation; children add up"),
+            Column(
+                "share", "float64", "of the variance in CLIP space of all parts; children add up"
+            ),
             Column("rank", "int64", "0 for the first text"),
             Column("text", "string", "text"),
             Column("category", "string", "category of the text in its pool"),

@@ -1,7 +1,7 @@
 """The representation opened from coarse to fine, each part with its share and its texts.
 
 Levels: representation, stage (where the model has several), block, component. A part's contribution
-is the sum of its components'; its share of the representation's variance is its covariance with the
+is the sum of its components'; its share of the variance in CLIP space is its covariance with the
 whole, so that the shares of the parts of a part add up to its own.
 """
 

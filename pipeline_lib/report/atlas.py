@@ -78,7 +78,7 @@ def atlas(run: Run, book: PictureBook) -> dict[str, Any]:
 
 def _measures(run: Run, features: list[str], targets: list[str]) -> Iterator[dict[str, str]]:
     if len(run["labels"]):
-        label = "share of the representation’s variance"
+        label = "share of the variance of the model’s own representation"
         yield {"key": "strength", "name": "direct effect", "label": label}
     for name in features:
         label = f"share of the variance of {name}; sums to 100\u202f% over a model"

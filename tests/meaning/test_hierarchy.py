@@ -108,6 +108,27 @@ def test_shares_of_children_add_up_to_their_parent(stages: bool) -> None:
         assert set(sums.index) == set(parents.index)
 
 
+def test_shares_are_of_what_is_mapped_and_strengths_of_what_is_not() -> None:
+    """A map that drops all of one component takes its share and leaves its direct effect."""
+    contributions, maps, pool = model()
+    weights = maps.weights.clone()
+    weights[4] = 0
+    encoded = encode(Source.of_array(contributions))
+    seen, dropped = moments(encoded, maps), moments(encoded, Maps("ridge", weights, maps.bias))
+    described = describe(
+        coarse(encoded, dropped),
+        dropped,
+        COMPONENTS,
+        pool,
+        label_components(dropped, pool),
+        count=1,
+    )
+    shares = hierarchy_table(described, TEXTS, CATEGORIES).query("level == 'component'")
+    assert shares.set_index("node")["share"]["b1/head0"] == pytest.approx(0, abs=1e-9)
+    torch.testing.assert_close(dropped.strengths, seen.strengths)
+    assert dropped.strengths[4] > 0.2
+
+
 def test_moments_of_parts_are_those_of_their_sums() -> None:
     encoded, found, _, mapped = measured()
     parts = [part for part in parts_of(COMPONENTS) if part.level == "block"]

@@ -81,9 +81,10 @@ def _atlas(run: Run) -> Atlas:
         Caption(
             "Every component of every model, from the input (top) to the output: heads on the "
             "left, the other parts of the block beside them.",
-            "Direct effect: the component’s share of the representation’s variance. Score of a "
-            "feature: share of the variance in the span of its descriptors (trace form; sums to 1 "
-            "over the components; a negative share works against the rest)."
+            "Direct effect: the component’s share of the variance of the model’s own "
+            "representation, before any map. Score of a feature: share of the variance in the span "
+            "of its descriptors (trace form; sums to 1 over the components; a negative share works "
+            "against the rest)."
             + (
                 " Accuracy lost: full accuracy less that with the component replaced by its mean."
                 if ablated
@@ -334,10 +335,10 @@ def _tree(run: Run) -> Tree:
         "From the representation to the " + ("tokens" if opened else "component"),
         Caption(
             "A model opened from coarse to fine: the share of each part in the variance of the "
-            "representation and in that of each feature, and the texts that explain most of what "
-            "the part writes.",
-            "Shares in the CLIP space that the texts are read in; those of the parts add up to "
-            "that of the whole."
+            "representation as mapped to CLIP space and in that of each feature, and the texts "
+            "that explain most of what the part writes.",
+            "Shares in the CLIP space that the texts are read in, so not the direct effects of "
+            "the map above; those of the parts add up to that of the whole."
             + (
                 " The strongest heads open further, by the source tokens on and off the object."
                 if opened
