@@ -34,6 +34,15 @@ LOST_ENERGY = 1e-10
 MEMORY_BYTES = 1 << 30
 
 
+def not_finite(name: str, component: int, image: int, n: int) -> ArtifactError:
+    """What is raised where contributions of `n` images, read from `name`, hold NaN or infinity."""
+    return ArtifactError(
+        f"{name}: NaN or infinity, first for component {component} of image {image} (counted from "
+        f"0 among the {n} images read): the dump is incomplete or damaged; delete that "
+        "contributions store and run snakemake again"
+    )
+
+
 @dataclass(frozen=True)
 class Source:
     """Contributions of `n` images, read by position in batches and never held whole.
@@ -48,12 +57,15 @@ class Source:
         Images read at once where everything is read in order.
     precision
         Spacing of the stored numbers relative to their size: `numpy.finfo(dtype).eps`.
+    name
+        Where they are read from, for messages: the path of the store.
     """
 
     n: int
     read: Callable[[np.ndarray], np.ndarray | Tensor]
     batch_size: int = 256
     precision: float = float(np.finfo(np.float32).eps)
+    name: str = "contributions"
 
     @classmethod
     def of_array(cls, contributions: np.ndarray | Tensor, batch_size: int = 256) -> Source:
@@ -71,16 +83,12 @@ class Source:
         Raises
         ------
         ArtifactError
-            A value is not finite; the message names the first such image and component.
+            A value is not finite; the message names the store, the first such image and component.
         """
         values = torch.as_tensor(self.read(index)).float()
         if not torch.isfinite(values).all():
             image, component, _ = torch.nonzero(~torch.isfinite(values))[0].tolist()
-            raise ArtifactError(
-                f"contributions hold NaN or infinity, first for component {component} of image "
-                f"{int(index[image])} (counted from 0 among the {self.n} images read): the dump is "
-                "incomplete or damaged; delete that contributions store and run snakemake again"
-            )
+            raise not_finite(self.name, component, int(index[image]), self.n)
         return values
 
     def batches(self) -> Iterator[tuple[np.ndarray, Float[Tensor, "b c d"]]]:

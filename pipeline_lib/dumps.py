@@ -87,6 +87,11 @@ class Dump(_Reader):
         self.attributes = store.attributes
 
     @property
+    def path(self) -> Path:
+        """Folder of the store."""
+        return self._store.path
+
+    @property
     def width(self) -> int:
         """Width d of the representation."""
         return int(self._store.arrays["representation"].shape[1])

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from pipeline_lib.artifacts import MOMENTS, atomic_path
-from pipeline_lib.coordinates import MEMORY_BYTES, Bases, Encoded, room
+from pipeline_lib.coordinates import MEMORY_BYTES, Bases, Encoded, not_finite, room
 from pipeline_lib.errors import ArtifactError, DataError
 from pipeline_lib.hierarchy import Part, part_columns, summed_moments
 from pipeline_lib.maps import Maps
@@ -217,6 +217,7 @@ def stored_coordinates(
     *,
     batch_size: int = 256,
     memory_bytes: int = MEMORY_BYTES,
+    name: str = "contributions",
 ) -> Encoded:
     """Coordinates of a dump as `coordinates.encode` would give them, without decoding them first.
 
@@ -232,13 +233,15 @@ def stored_coordinates(
         Images read at once.
     memory_bytes
         Coordinates that need more than this go to a temporary file.
+    name
+        Where they are read from, for messages.
 
     Raises
     ------
     DataError
         There is no image.
     ArtifactError
-        A value is not finite.
+        A value is not finite; as of `coordinates.Source.take`.
     """
     if not len(positions):
         raise DataError("no images are left to read contributions of; check the splits asked for")
@@ -247,9 +250,8 @@ def stored_coordinates(
     for start in range(0, len(positions), batch_size):
         batch = read(positions[start : start + batch_size])
         if not np.isfinite(batch).all():
-            raise ArtifactError(
-                "contributions hold NaN or infinity: the dump is incomplete or damaged; delete "
-                "that contributions store and run snakemake again"
-            )
+            image, column = np.argwhere(~np.isfinite(batch))[0].tolist()
+            component = next(c for c, where in enumerate(stored.slices) if column < where.stop)
+            raise not_finite(name, component, start + image, len(positions))
         values[start : start + len(batch)] = batch[:, order]
     return Encoded(values, bases)

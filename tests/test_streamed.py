@@ -123,9 +123,24 @@ def test_coordinates_of_a_dump_need_no_decoding(
     np.testing.assert_array_equal(some.values, direct.values[[7, 3]])
     with pytest.raises(DataError, match="no images are left"):
         stored_coordinates(factors, lambda at: coordinates[at], np.arange(0))
-    bad = np.full_like(coordinates, np.nan)
-    with pytest.raises(ArtifactError, match="incomplete or damaged"):
-        stored_coordinates(factors, lambda at: bad[at], np.arange(N))
+
+
+def test_nan_in_a_dump_is_named_by_both_ways_to_read_it(
+    factors: Factors, coordinates: np.ndarray
+) -> None:
+    """In the order of the store, not of the bases: component 2 stands behind two others."""
+    bad, read = coordinates.copy(), np.arange(10, N)
+    bad[42, factors.slices[2]] = np.nan
+    bad[60, 0] = np.nan
+    source = Source(N, lambda at: factors.decode(bad[at]), name="deit/world.zarr").at(read)
+    for encoded in (
+        lambda: encode(source),
+        lambda: stored_coordinates(factors, lambda at: bad[at], read, name="deit/world.zarr"),
+    ):
+        with pytest.raises(ArtifactError) as error:
+            encoded()
+        assert str(error.value).startswith("deit/world.zarr: NaN or infinity, first for comp")
+        assert "component 2 of image 32 (counted from 0 among the 140 images" in str(error.value)
 
 
 def test_what_is_not_finite_or_absent_is_refused(coordinates: np.ndarray) -> None:

@@ -29,7 +29,9 @@ with job(snakemake) as config:
     positions = without_test(dump.manifest["split"])
     images = dump.manifest.iloc[positions]
     heldout = split_heldout(images["image_id"].tolist(), settings["heldout"], asked.seed)
-    source = Source(dump.n, dump.contributions, precision=dump.precision).at(positions)
+    source = Source(dump.n, dump.contributions, precision=dump.precision, name=str(dump.path)).at(
+        positions
+    )
     if settings["method"] == "identity":
         targets = torch.from_numpy(dump.representation(positions))
     elif settings["target"] == "image":

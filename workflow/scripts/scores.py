@@ -27,9 +27,9 @@ with job(snakemake) as config:
     maps = load_maps(*snakemake.input.maps)
     texts = read_table("text_features", snakemake.input.texts)
     read = (dump.factors, dump.coordinates)
-    encoded = stored_coordinates(*read, positions)
+    encoded = stored_coordinates(*read, positions, name=str(dump.path))
     found = moments(encoded, maps)
-    other = stored_coordinates(*read, held) if len(held) > 1 else None
+    other = stored_coordinates(*read, held, name=str(dump.path)) if len(held) > 1 else None
     fresh = None if other is None else moments(other, maps)
     facts = {"images": found.n, "texts_per_component": count, "draws": draws, "seed": seed}
 
