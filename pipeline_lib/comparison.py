@@ -30,13 +30,16 @@ COMPARED, _RUN = 400, 50
 FEWEST = 8
 _BATCH_BYTES = 128 * 2**20
 _MLPS = ("mlp", "conv")
+#: Share of a feature's positive scores whose number of components is counted.
+CARRIED = 0.9
 
 
 def comparison_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Rows of table `comparison` from tables `scores` of several models, one below another.
 
     A component's depth is its layer over the largest layer of its model; the stem is at 0. Depths
-    are weighted by the positive scores.
+    are weighted by the positive scores, and `carriers` are those with most of them. The bias is
+    left out.
     """
     rows = []
     for (model, dataset, feature), part in scores.groupby(
@@ -48,7 +51,7 @@ def comparison_table(scores: pd.DataFrame) -> pd.DataFrame:
         depth = part["layer"].clip(lower=0) / max(int(part["layer"].max()), 1)
         mean = float((weight * depth).sum())
         first = part.loc[part["score"].idxmax()]
-        count = carriers(part["score"].tolist())
+        count = carriers(part["score"].tolist(), CARRIED)
         rows.append(
             {
                 "model": model,
@@ -58,6 +61,7 @@ def comparison_table(scores: pd.DataFrame) -> pd.DataFrame:
                 "depth_spread": float(np.sqrt((weight * (depth - mean) ** 2).sum())),
                 "carriers": count,
                 "carriers_share": count / len(part),
+                "components": len(part),
                 "top": first["id"],
                 "top_score": float(first["score"]),
                 "heads": float(weight[(part["kind"] == "head").to_numpy()].sum()),

@@ -10,7 +10,7 @@ from incremental import CASES, DATA, DUMPS, jobs_after
 from running import rules_of
 
 #: Rules that compare models, and so read the results of all of them.
-COMPARE = {"report", "comparison", "validation"}
+COMPARE = {"report", "comparison", "similarity", "validation"}
 
 
 @pytest.mark.parametrize("name", CASES)

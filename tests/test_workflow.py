@@ -133,7 +133,7 @@ def test_another_model_runs_that_model_only(tiny: Path, config: Any) -> None:
     jobs = plan(tiny)
     own = {"contributions", "contributions_store", "maps", "scores", "ablation", "retrieval"}
     assert own <= rules_of(jobs)
-    compare = {"report", "validation", "comparison"}
+    compare = {"report", "validation", "comparison", "similarity"}
     others = {(rule, names) for rule, names in jobs if not names.startswith("dino")}
     assert rules_of(others) <= compare, others
 

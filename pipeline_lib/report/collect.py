@@ -35,6 +35,7 @@ _STAGE_OF_RULE = {
     "exactness": "report",
     "top_images": "report",
     "token_groups": "scores",
+    "similarity": "comparison",
 }
 APPLICATIONS = ("ablation", "retrieval", "heatmaps", "segmentation", "spurious", "codes")
 #: Further tables of an application that the report reads, with the ends of their files' names.
@@ -147,14 +148,14 @@ def _model_artifacts(config: RunConfig) -> Iterator[Artifact]:
                 path = f"report/top_images/{model}/{dataset}"
                 yield Artifact("top_images", f"{path}.parquet")
                 yield Artifact("token_maps", f"{path}.maps.parquet")
+    if config.scores:
+        yield Artifact("comparison", f"comparison/{config.scores.dataset}.parquet")
     if config.scores and whole:
         dataset = config.scores.dataset
         yield Artifact("validation", f"validation/{dataset}.parquet")
         yield Artifact("confirmed", f"validation/{dataset}.confirmed.parquet")
         if len(config.models) > 1:
-            path = f"comparison/{dataset}"
-            yield Artifact("comparison", f"{path}.parquet")
-            yield Artifact("counterparts", f"{path}.counterparts.parquet")
+            yield Artifact("counterparts", f"comparison/{dataset}.counterparts.parquet")
 
 
 def _application_artifacts(config: RunConfig) -> Iterator[Artifact]:
@@ -191,7 +192,7 @@ def expected_figures(config: RunConfig) -> dict[str, str]:
         figures["map-quality"] = "maps"
     if config.scores:
         figures |= dict.fromkeys(("depth", "roles", "explained"), "scores")
-        if len(config.models) > 1 and whole:
+        if len(config.models) > 1:
             figures["comparison"] = "scores"
     for name in switched_on(config):
         if name != "heatmaps":  # pictures; its figure needs masks, which not every data set has

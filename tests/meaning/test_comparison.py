@@ -41,7 +41,7 @@ def test_comparison_by_hand() -> None:
     assert late["depth_spread"] == pytest.approx(
         np.sqrt(0.75 * (depths[0] - mean) ** 2 + 0.25 * (depths[1] - mean) ** 2)
     )
-    assert (late["carriers"], late["carriers_share"]) == (2, 2 / 5)
+    assert (late["carriers"], late["carriers_share"], late["components"]) == (2, 2 / 5, 5)
     assert (late["top"], late["top_score"]) == ("b1/head0", 0.75)
     assert (late["heads"], late["mlps"]) == (0.75, 0.25)
 
@@ -49,6 +49,7 @@ def test_comparison_by_hand() -> None:
 def test_negative_scores_and_the_bias_weigh_nothing() -> None:
     table = comparison_table(scores({"odd": [-0.5, 0.0, 0.0, 0.0, 0.5, 9.0]}))
     assert (table["depth"].item(), table["mlps"].item()) == (1.0, 1.0)
+    assert (table["carriers"].item(), table["components"].item()) == (1, 5)
 
 
 def test_every_model_has_its_own_row() -> None:

@@ -382,7 +382,12 @@ def _write_known(run: Path) -> None:
                 row |= {f"confirmed{end}": place == 0 and not end, f"candidates{end}": 1}
             confirmed += [base | row | {"by": by} for by in NAMING]
             where = {"depth": 0.9 - 0.2 * place, "depth_spread": 0.1, "carriers": 3}
-            share = {"carriers_share": 3 / len(ids), "top": best, "top_score": 0.3}
+            share = {
+                "carriers_share": 3 / len(ids),
+                "components": len(ids),
+                "top": best,
+                "top_score": 0.3,
+            }
             comparison.append(
                 base | {"feature": feature} | where | share | {"heads": 0.7, "mlps": 0.3}
             )

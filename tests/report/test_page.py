@@ -19,7 +19,7 @@ from pipeline_lib.report.blocks import GalleryRow, Picture
 from pipeline_lib.report.collect import collect, expected_figures
 from pipeline_lib.report.page import render_page, script_json, write_report
 from pipeline_lib.report.pictures import PictureBook
-from pipeline_lib.report.sections import truth
+from pipeline_lib.report.sections import meaning, truth
 from pipeline_lib.report.sheet import SIDE, sheet
 from pipeline_lib.report.style import PALETTE
 from pipeline_lib.retrieval_truth import NEIGHBOURS
@@ -69,6 +69,16 @@ def test_sections_stand_in_the_order_of_the_stages(outline):
 
 def test_every_score_that_is_held_against_a_truth_has_its_words():
     assert set(truth._SCORES) == set(SCORES)
+
+
+def test_the_number_of_carriers_is_that_of_the_comparison(run):
+    told = run["comparison"].assign(carriers=range(len(run["comparison"])))
+    changed = dataclasses.replace(run, tables=dict(run.tables) | {"comparison": told})
+    section = meaning.scores_section(changed)
+    best = next(block for block in section.blocks if block.name == "best-components").data
+    wanted = told.set_index(["model", "feature"])["carriers"]
+    pairs = zip(best["model"], best["feature"], strict=True)
+    assert best["carrying"].tolist() == [wanted[pair] for pair in pairs]
 
 
 def test_ids_are_unique(outline):

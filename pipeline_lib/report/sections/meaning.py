@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from pipeline_lib.comparison import CARRIED
 from pipeline_lib.report.blocks import (
     Atlas,
     Block,
@@ -31,8 +31,6 @@ from pipeline_lib.report.style import WIDEST, Panel, colour, draw_panel
 from pipeline_lib.report.words import decimal, percent, plural, whole
 from pipeline_lib.roles import MARGIN, NO_ROLE, ONE_CATEGORY, P_VALUE
 
-#: Share of a feature's score whose number of components is reported.
-CARRIED = 0.9
 #: Features up to which depth is drawn as lines.
 MAX_LINES = 6
 #: Heading of the share in the representation itself, beside those in the features.
@@ -174,9 +172,10 @@ def _best(run: Run) -> Listing:
     scores = run["scores"]
     best = specialists(scores)
     roles = run["roles"].set_index(["model", "component"])
+    carried = run["comparison"].set_index(["model", "feature"])
     rows = []
     for row in best.itertuples():
-        part = scores[(scores["model"] == row.model) & (scores["feature"] == row.feature)]
+        concentrated = carried.loc[(row.model, row.feature)]
         key = (row.model, row.component)
         rows.append(
             {
@@ -188,8 +187,8 @@ def _best(run: Run) -> Listing:
                 "p_value": row.p_value,
                 "other": row.other,
                 "role": _role_words(roles.loc[key]) if key in roles.index else "–",
-                "carrying": components_carrying(part["score"].to_numpy()),
-                "of": len(part),
+                "carrying": concentrated["carriers"],
+                "of": concentrated["components"],
             }
         )
     data = pd.DataFrame(rows)
@@ -210,17 +209,17 @@ def _best(run: Run) -> Listing:
         "Best component of each feature",
         Caption(
             "For each model and feature: the component with the highest score, its highest score "
-            f"for any other feature, and how few components carry {100 * CARRIED:.0f}\u202f% "
-            "together.",
+            f"for any other feature, and how few components have {100 * CARRIED:.0f}\u202f% of "
+            "the positive scores together.",
             "Intervals by redrawing the images; p: share of random subspaces in which the "
-            "component scores as high. Components are added from the highest score down until the "
-            "share is reached.",
+            "component scores as high. Components, the bias left out, are added from the highest "
+            "score down until the share is reached.",
             _images(run),
             "The highest of many scores is partly luck: the interval is that of one component.",
         ),
         fields,
         data,
-        run.files["scores"],
+        [*run.files["scores"], *run.files["comparison"]],
     )
 
 
@@ -228,17 +227,6 @@ def _role_words(role: pd.Series) -> str:
     if role["role"] in (NO_ROLE, ONE_CATEGORY):
         return str(role["role"])
     return f"{role['role']} ({percent(role['share'], 0)})"
-
-
-def components_carrying(scores: np.ndarray, share: float = CARRIED) -> int:
-    """How few components carry `share` of a feature, taken from the highest score down.
-
-    >>> components_carrying(np.array([0.2, 0.75, 0.05]))
-    2
-    """
-    running = np.cumsum(np.sort(scores)[::-1])
-    reached = np.flatnonzero(running >= share * scores.sum() - 1e-12)
-    return int(reached[0]) + 1 if len(reached) else len(scores)
 
 
 def _roles(run: Run) -> Figure:
