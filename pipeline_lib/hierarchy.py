@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline_lib.coordinates import Bases, Encoded
 from pipeline_lib.scores import Moments
-from pipeline_lib.textspan import Labels, label_components, text_rows
+from pipeline_lib.textspan import Labels, text_rows
 
 _CHUNK = 1024
 
@@ -98,6 +98,27 @@ def part_moments(encoded: Encoded, found: Moments, parts: Sequence[Part]) -> Mom
     return summed_moments(found, parts, [matrix / len(encoded) for matrix in within])
 
 
+def part_coordinates(
+    rows: Float[Tensor, "n r"], found: Moments, bases: Bases, parts: Sequence[Part]
+) -> Encoded:
+    """Coordinates of images with parts in the place of components: their place in CLIP space.
+
+    Parameters
+    ----------
+    rows
+        Coordinates of the images in those of the components.
+    found
+        Moments of the components.
+    bases
+        Of the parts, from `part_moments`.
+    parts
+        Parts above the components.
+    """
+    columns = part_columns(found, parts)
+    mapped = [rows[:, chosen] @ found.blocks[chosen].float() for chosen in columns]
+    return Encoded(torch.cat(mapped, dim=1).numpy(), bases)
+
+
 def part_columns(found: Moments, parts: Sequence[Part]) -> list[Int[Tensor, " m"]]:
     """For each part the columns of the coordinates of its components."""
     slices = found.bases.slices
@@ -160,10 +181,8 @@ def describe(
     summed: Moments,
     found: Moments,
     components: pd.DataFrame,
-    pool: Float[Tensor, "k e"],
+    coarse: Sequence[Labels],
     labels: Sequence[Labels],
-    *,
-    count: int,
 ) -> list[Described]:
     """Parts of a model with their moments and texts.
 
@@ -173,17 +192,12 @@ def describe(
         Moments of the parts above the components (`coarse_parts`), and of the components.
     components
         Table `components`.
-    pool
-        Text embeddings.
-    labels
-        Labels of the components, from `label_components`.
-    count
-        Texts per part at most.
+    coarse, labels
+        Labels of these parts, and of the components.
     """
-    texts = label_components(summed, pool, count=count)
     described = [
         Described(part, summed, place, label)
-        for place, (part, label) in enumerate(zip(coarse_parts(components), texts, strict=True))
+        for place, (part, label) in enumerate(zip(coarse_parts(components), coarse, strict=True))
     ]
     fine = [part for part in parts_of(components) if part.level == "component"]
     return described + [

@@ -8,24 +8,14 @@ in which a component varies.
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline_lib.coordinates import Encoded
 from pipeline_lib.scores import Moments
-from pipeline_lib.textspan import (
-    CONSTANT,
-    Labels,
-    Method,
-    apart,
-    check_pool,
-    label_components,
-    principal_factor,
-)
+from pipeline_lib.textspan import CONSTANT, Labels, apart, check_pool, principal_factor
 
 #: Images that texts are chosen on at most, evenly spaced.
 SAMPLE = 500
@@ -70,8 +60,7 @@ def label_nonnegative(
     """
     check_pool(found, pool, count)
     texts = apart(pool).float()
-    index = np.unique(np.linspace(0, len(encoded) - 1, min(SAMPLE, len(encoded))).astype(int))
-    rows = encoded.rows(index) - found.mean.float()
+    rows = encoded.rows(sampled(len(encoded))) - found.mean.float()
     variances = found.variances()
     labels = []
     for component, columns in enumerate(found.bases.slices):
@@ -93,13 +82,9 @@ def label_nonnegative(
     return labels
 
 
-def label_by(
-    method: str, encoded: Encoded, found: Moments, pool: Float[Tensor, "k e"], *, count: int
-) -> list[Labels]:
-    """Labels by a method of `textspan.METHODS`, or by `nonnegative`."""
-    if method == "nonnegative":
-        return label_nonnegative(encoded, found, pool, count=count)
-    return label_components(found, pool, count=count, method=cast(Method, method))
+def sampled(count: int) -> Int[np.ndarray, " m"]:
+    """Positions of the images that texts are chosen on, of `count`: `SAMPLE`, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(int))
 
 
 def pursue(

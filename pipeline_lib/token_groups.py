@@ -19,9 +19,9 @@ from torch import Tensor
 from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.errors import DataError
 from pipeline_lib.hierarchy import Described, Part, hierarchy_table
+from pipeline_lib.labelling import Labeller, Sample
 from pipeline_lib.maps import identity_maps
 from pipeline_lib.scores import moments
-from pipeline_lib.textspan import label_components
 
 #: Groups in the order of their numbers: with masks, and without.
 WITH_MASKS = ("no patch", "object", "background")
@@ -78,7 +78,7 @@ def token_group_table(
     sums: Float[Tensor, "n c g e"],
     heads: pd.DataFrame,
     names: Sequence[str],
-    pool: Float[Tensor, "k e"],
+    labeller: Labeller,
     texts: Sequence[str],
     categories: Sequence[str],
     *,
@@ -94,8 +94,8 @@ def token_group_table(
         The components: columns id and share (of the representation's variance).
     names
         Groups.
-    pool, texts, categories
-        The pool.
+    labeller, texts, categories
+        The method, with its pool, and what the pool's texts are.
     count
         Texts per group at most.
 
@@ -108,7 +108,7 @@ def token_group_table(
     for place, head in enumerate(heads.itertuples()):
         encoded = encode(Source.of_array(sums[:, place]))
         found = moments(encoded, identity_maps(sums.shape[-1]))
-        labels = label_components(found, pool, count=count)
+        labels = labeller.labels(Sample(found, encoded), count=count)
         described = [
             Described(
                 Part("tokens", f"{head.id}: {name}", str(head.id), (group,)), found, group, label

@@ -23,7 +23,7 @@ LAYERS = (
     {
         "decomposition", "maps", "map_problem", "map_ridge", "map_fits", "map_moments", "scores",
         "streamed", "textspan", "nonnegative", "significance", "roles", "truths", "validation",
-        "validation_page", "comparison", "hierarchy", "token_groups", "reconstruction",
+        "validation_page", "comparison", "hierarchy", "token_groups", "reconstruction", "labelling",
         "passes", "classify", "ablation", "ablation_plan", "retrieval", "heatmaps", "segmentation",
         "segmentation_counts", "baseline_maps", "token_recipes", "retrieval_metrics",
         "retrieval_truth", "groups", "repair", "class_token", "mapped", "retrieval_ways", "codes",

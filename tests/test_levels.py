@@ -102,6 +102,26 @@ def test_scores_labels_and_roles_from_moments_are_those_of_the_dump(
         assert scores["low"].isna().all() and scores["p_value"].notna().all()
 
 
+@pytest.mark.slow
+def test_another_method_labels_from_moments_as_from_the_dump(
+    moments: Path, finished: Path, tmp_path: Path
+) -> None:
+    name = "scores/clip-small/world.{}.parquet"
+    tables = {}
+    for level, source in (("moments", moments.parents[1]), ("factored", finished)):
+        folder = Path(shutil.copytree(source, tmp_path / level, copy_function=shutil.copy2))
+        content = at_level("moments", finished) if level == "moments" else TINY
+        write_config(folder, changed(content, "scores.method", "omp"))
+        done = snakemake(folder, f"results/test/{name.format('labels')}")
+        assert done.returncode == 0, done.stderr[-3000:]
+        tables[level] = folder / "results" / "test"
+    for kind in ("labels", "hierarchy"):
+        paths = [folder / name.format(kind) for folder in tables.values()]
+        found = same(kind, *paths)
+        default = read_table(kind, finished / "results" / "test" / name.format(kind))
+        assert found["text"].tolist() != default["text"].tolist()
+
+
 def test_moments_take_the_same_room_however_many_images(moments: Path) -> None:
     for model in TINY["models"]:
         base = moments / "contributions" / model

@@ -20,9 +20,15 @@ from running import ROOT, TINY, changed, plan, rules_of, snakemake, write_config
 from pipeline_lib.artifacts import read_provenance, read_table
 from pipeline_lib.config import load_config
 from pipeline_lib.dumps import open_dump, open_features
-from pipeline_lib.maps import load_maps
+from pipeline_lib.features import embeddings_of
+from pipeline_lib.hierarchy import coarse_parts
+from pipeline_lib.labelling import Labeller, Sample
+from pipeline_lib.maps import load_maps, without_test
 from pipeline_lib.report.collect import expected_figures, read_timings
 from pipeline_lib.report.provenance import run_facts
+from pipeline_lib.scores import moments
+from pipeline_lib.streamed import stored_coordinates
+from pipeline_lib.textspan import random_pool
 
 DUMPS = {"contributions", "contributions_store", "image_features", "image_features_store"}
 
@@ -186,6 +192,40 @@ def test_maps_that_were_shipped_are_taken_as_they_are(copied: Path) -> None:
         np.testing.assert_array_equal(own.numpy(), given.numpy())
     metrics = read_table("map_metrics", results / "maps" / "deit.metrics.parquet")
     assert metrics["chosen"].any()
+
+
+@pytest.mark.parametrize("method", ["omp", "nonnegative"])
+def test_all_that_stands_beside_a_label_is_made_by_its_method(method: str, copied: Path) -> None:
+    """Texts, random vectors and the parts above: the library asked for each of them by hand."""
+    results = copied / "results" / "test"
+    write_config(copied, changed(TINY, "scores.method", method))
+    done = snakemake(copied, "results/test/scores/deit/world.labels.parquet")
+    assert done.returncode == 0, done.stderr[-3000:]
+    manifest = results / "manifest/world/images.parquet"
+    dump = open_dump(results / "contributions/deit/world.zarr", manifest)
+    positions = without_test(dump.manifest["split"])
+    encoded = stored_coordinates(dump.factors, dump.coordinates, positions)
+    seen = Sample(moments(encoded, load_maps(results / "maps/deit.safetensors")), encoded)
+    texts = read_table("text_features", results / "features/texts/reference.parquet")
+    words, pool = texts.loc[texts["use"] == "pool", "text"].tolist(), embeddings_of(texts, "pool")
+    count = TINY["scores"]["texts_per_component"]
+
+    labels = read_table("labels", results / "scores/deit/world.labels.parquet")
+    chance = Labeller(method, random_pool(*pool.shape, seed=TINY["seed"]))
+    random = chance.labels(seen, count=count, min_gain=0.0)
+    chosen = Labeller(method, pool).labels(seen, count=count)
+    for component, part in labels.groupby("component"):
+        assert part["text"].tolist() == [words[text] for text in chosen[component].texts]
+        want = np.cumsum(random[component].gains)[: len(part)]
+        np.testing.assert_allclose(part["cumulative_random"], want, atol=1e-4)
+
+    hierarchy = read_table("hierarchy", results / "scores/deit/world.hierarchy.parquet")
+    parts = coarse_parts(dump.components)
+    above = Labeller(method, pool).labels(seen.parts(parts), count=count)
+    said = hierarchy.groupby(["level", "node"])["text"].apply(list)
+    for part, label in zip(parts, above, strict=True):
+        want = [words[text] for text in label.texts]
+        assert said[part.level, part.node] == (want or [""])
 
 
 def test_how_fast_to_compute_is_no_reason_to_compute_again(tiny: Path, config: Any) -> None:

@@ -69,9 +69,9 @@ def coarse(encoded: Encoded, found: Moments, components: pd.DataFrame = COMPONEN
 def table(components: pd.DataFrame = COMPONENTS) -> pd.DataFrame:
     encoded, found, pool, _ = measured()
     labels = label_components(found, pool, count=3)
-    described = describe(
-        coarse(encoded, found, components), found, components, pool, labels, count=3
-    )
+    summed = coarse(encoded, found, components)
+    above = label_components(summed, pool, count=3)
+    described = describe(summed, found, components, above, labels)
     return hierarchy_table(described, TEXTS, CATEGORIES)
 
 
@@ -115,14 +115,9 @@ def test_shares_are_of_what_is_mapped_and_strengths_of_what_is_not() -> None:
     weights[4] = 0
     encoded = encode(Source.of_array(contributions))
     seen, dropped = moments(encoded, maps), moments(encoded, Maps("ridge", weights, maps.bias))
-    described = describe(
-        coarse(encoded, dropped),
-        dropped,
-        COMPONENTS,
-        pool,
-        label_components(dropped, pool),
-        count=1,
-    )
+    summed = coarse(encoded, dropped)
+    labels = (label_components(each, pool, count=1) for each in (summed, dropped))
+    described = describe(summed, dropped, COMPONENTS, *labels)
     shares = hierarchy_table(described, TEXTS, CATEGORIES).query("level == 'component'")
     assert shares.set_index("node")["share"]["b1/head0"] == pytest.approx(0, abs=1e-9)
     torch.testing.assert_close(dropped.strengths, seen.strengths)
@@ -158,9 +153,12 @@ def test_parts_are_described_by_what_their_components_say() -> None:
 def test_labels_of_components_are_taken_as_they_are() -> None:
     encoded, found, pool, _ = measured()
     labels = label_components(found, pool, count=2)
-    described = describe(coarse(encoded, found), found, COMPONENTS, pool, labels, count=2)
+    summed = coarse(encoded, found)
+    above = label_components(summed, pool, count=2)
+    described = describe(summed, found, COMPONENTS, above, labels)
     fine = [one for one in described if one.part.level == "component"]
     assert [one.label for one in fine] == labels
+    assert [one.label for one in described if one not in fine] == above
 
 
 def test_finer_levels_explain_as_much_of_other_images() -> None:
@@ -168,7 +166,9 @@ def test_finer_levels_explain_as_much_of_other_images() -> None:
     encoded, found, pool, _ = measured()
     fresh, other, _, _ = measured(seed=1)
     labels = label_components(found, pool, count=1)
-    described = describe(coarse(encoded, found), found, COMPONENTS, pool, labels, count=1)
+    summed = coarse(encoded, found)
+    above = label_components(summed, pool, count=1)
+    described = describe(summed, found, COMPONENTS, above, labels)
     parts = coarse_parts(COMPONENTS)
     heldout = {"components": other, "parts": part_moments(fresh, other, parts)}
     rows = hierarchy_table(described, TEXTS, CATEGORIES, heldout).query("text != ''")

@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.errors import DataError
 from pipeline_lib.maps import Maps, identity_maps, unit
-from pipeline_lib.nonnegative import label_by, label_nonnegative, nonnegative_amounts, pursue
+from pipeline_lib.nonnegative import label_nonnegative, nonnegative_amounts, pursue
 from pipeline_lib.scores import moments
 from pipeline_lib.textspan import label_components
 
@@ -85,21 +85,6 @@ def test_labels_follow_the_maps_and_constants_have_none() -> None:
     torch.testing.assert_close(
         first.directions @ first.directions.T, torch.eye(3, dtype=torch.float64)
     )
-
-
-def test_methods_by_name() -> None:
-    pool = unit(normal(POOL, E, seed=7))
-    encoded = encode(Source.of_array(one_of(pool[[11, 77]])[:, None]))
-    found = moments(encoded, identity_maps(E))
-    given = (encoded, found, pool)
-    assert label_by("omp", *given, count=2)[0].texts == (
-        label_components(found, pool, count=2, method="omp")[0].texts
-    )
-    assert label_by("nonnegative", *given, count=2)[0].texts == (
-        label_nonnegative(*given, count=2)[0].texts
-    )
-    with pytest.raises(DataError, match="did you mean textspan"):
-        label_by("textspam", *given, count=2)
 
 
 def test_bad_pools_are_refused_as_by_the_other_methods() -> None:

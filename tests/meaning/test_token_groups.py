@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline_lib.errors import DataError
+from pipeline_lib.labelling import Labeller as by
 from pipeline_lib.maps import unit
 from pipeline_lib.token_groups import group_sums, token_group_table, token_groups
 
@@ -43,7 +44,8 @@ def test_groups_sum_to_the_component() -> None:
     torch.testing.assert_close(sums[image, 1, group], want, rtol=1e-4, atol=1e-4)
 
 
-def test_planted_texts_and_shares() -> None:
+@pytest.mark.parametrize("method", ["textspan", "omp", "nonnegative"])
+def test_planted_texts_and_shares(method: str) -> None:
     """The object says text 3, the background half as loud text 9, the rest is constant."""
     pool = unit(normal(POOL, D, seed=1))
     apart = unit(pool - pool.mean(0))
@@ -52,7 +54,7 @@ def test_planted_texts_and_shares() -> None:
     sums[:, 0, 2] += 1.0 * normal(N, 1, seed=3) * apart[9]
     heads = pd.DataFrame({"id": ["b1/head0"], "share": [0.25]})
     texts, names = [f"text {i}" for i in range(POOL)], ("no patch", "object", "background")
-    table = token_group_table(sums, heads, names, pool, texts, ["any"] * POOL, count=2)
+    table = token_group_table(sums, heads, names, by(method, pool), texts, ["any"] * POOL, count=2)
     first = table[table["rank"] == 0].set_index("node")
     assert first.loc["b1/head0: object", "text"] == "text 3"
     assert first.loc["b1/head0: background", "text"] == "text 9"

@@ -17,6 +17,7 @@ rule token_groups:
         model=lambda wildcards: model_facts(CONFIG.models[wildcards.model]),
         heads=lambda wildcards: CONFIG.scores.token_heads,
         images=96,
+        method=lambda wildcards: CONFIG.scores.method,
         texts=lambda wildcards: min(3, CONFIG.scores.texts_per_component),
     log:
         f"{RESULTS}/logs/token_groups/{{model}}/{{dataset}}.log",

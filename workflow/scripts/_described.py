@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from pipeline_lib.artifacts import write_table
 from pipeline_lib.features import embeddings_of
 from pipeline_lib.hierarchy import Part, coarse_parts, describe, hierarchy_table
+from pipeline_lib.labelling import Labeller, Sample
 from pipeline_lib.roles import role_table
-from pipeline_lib.scores import Moments
-from pipeline_lib.textspan import Labels, label_table
+from pipeline_lib.textspan import label_table
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,17 @@ class Pool:
         rows = texts[texts["use"] == "pool"]
         return cls(rows["text"].tolist(), rows["feature"].tolist(), embeddings_of(texts, "pool"))
 
+    def labeller(self, method: str) -> Labeller:
+        """A method of labelling with these texts."""
+        return Labeller(method, self.embeddings)
+
 
 def write_described(
     snakemake: Any,
     components: pd.DataFrame,
     pool: Pool,
-    found: Moments,
-    chosen: Sequence[Labels],
-    of_parts: Callable[[list[Part]], tuple[Moments, Moments | None]],
+    seen: Sample,
+    of_parts: Callable[[list[Part]], tuple[Sample, Sample | None]],
     facts: dict[str, Any],
     **beside: Any,
 ) -> None:
@@ -49,10 +52,12 @@ def write_described(
     ----------
     components
         Table of the model's components.
-    found, chosen
-        Their moments, and the texts chosen for each.
+    pool
+        The texts.
+    seen
+        The images.
     of_parts
-        Gives the moments of parts above the components; those of held-out images too, where there
+        Gives the images with parts in the place of components; held-out images too, where there
         are such images.
     facts
         Metadata of the tables.
@@ -61,15 +66,17 @@ def write_described(
     """
     names = {"model": snakemake.wildcards.model, "dataset": snakemake.wildcards.dataset}
     made, asked = snakemake.output, snakemake.params
-    known = (pool.words, pool.categories)
+    known, found = (pool.words, pool.categories), seen.found
+    labeller, count = pool.labeller(asked.method), asked.texts_per_component
+    chosen = labeller.labels(seen, count=count)
     labels = label_table(found, chosen, *known, components, **beside).assign(**names)
     write_table("labels", labels, made.labels, facts)
     roles = role_table(labels, found, pool.categories, draws=asked.draws, seed=asked.seed)
     write_table("roles", roles.assign(**names), made.roles, facts)
 
     summed, held = of_parts(coarse_parts(components))
-    count = asked.texts_per_component
-    parts = describe(summed, found, components, pool.embeddings, chosen, count=count)
-    others = None if held is None else {"components": beside["heldout"], "parts": held}
+    coarse = labeller.labels(summed, count=count)
+    parts = describe(summed.found, found, components, coarse, chosen)
+    others = None if held is None else {"components": beside["heldout"], "parts": held.found}
     hierarchy = hierarchy_table(parts, *known, others).assign(**names)
     write_table("hierarchy", hierarchy, made.hierarchy, facts)

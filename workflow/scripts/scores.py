@@ -7,14 +7,14 @@ from _job import job, store_folder
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.dumps import open_dump, open_features
 from pipeline_lib.features import concept_embeddings
-from pipeline_lib.hierarchy import Part, part_moments
+from pipeline_lib.hierarchy import Part
+from pipeline_lib.labelling import Labeller, Sample
 from pipeline_lib.maps import load_maps, without_test
-from pipeline_lib.nonnegative import label_by
 from pipeline_lib.reconstruction import bounds, reconstruction_table
-from pipeline_lib.scores import Moments, moments, score_components, with_components
+from pipeline_lib.scores import moments, score_components, with_components
 from pipeline_lib.significance import add_statistics, bootstrap_strengths
 from pipeline_lib.streamed import stored_coordinates
-from pipeline_lib.textspan import label_components, random_pool
+from pipeline_lib.textspan import random_pool
 from pipeline_lib.truths import Factors, known_factors, truth_table
 
 with job(snakemake) as config:
@@ -42,32 +42,31 @@ with job(snakemake) as config:
     pool = Pool.of(texts)
     vectors = random_pool(*pool.embeddings.shape, seed=seed)
     most = min(steps[-1], len(pool.words))
-    random = label_components(found, vectors, count=most, min_gain=0.0)
-    chosen = label_by(snakemake.params.method, encoded, found, pool.embeddings, count=count)
+    seen, method = Sample(found, encoded), snakemake.params.method
+    random = Labeller(method, vectors).labels(seen, count=most, min_gain=0.0)
 
-    def of_parts(parts: list[Part]) -> tuple[Moments, Moments | None]:
-        held = None if fresh is None else part_moments(other, fresh, parts)
-        return part_moments(encoded, found, parts), held
+    def of_parts(parts: list[Part]) -> tuple[Sample, Sample | None]:
+        return seen.parts(parts), None if fresh is None else Sample(fresh, other).parts(parts)
 
     interval = bootstrap_strengths(encoded, found, draws=draws, seed=seed)
     beside = {"random": random, "heldout": fresh, "interval": interval}
-    write_described(snakemake, dump.components, pool, found, chosen, of_parts, facts, **beside)
+    write_described(snakemake, dump.components, pool, seen, of_parts, facts, **beside)
 
     images = dump.manifest.iloc[positions]
     factors = Factors.of(images, known_factors(images, features))
     rankings = {}
     if snakemake.input.images:
         clip = open_features(store_folder(snakemake.input.images), snakemake.input.manifest)
-        seen = clip.embeddings(positions)
+        shown = clip.embeddings(positions)
         described = concept_embeddings(read_table("text_features", snakemake.input.reference))
-        rankings = {name: seen @ rows.numpy().T for name, rows in described.items()}
+        rankings = {name: shown @ rows.numpy().T for name, rows in described.items()}
     asked = {"shuffles": snakemake.params.shuffles, "seed": seed}
     truth = truth_table(encoded, found, features, factors=factors, rankings=rankings, **asked)
     truth = with_components(truth, dump.components).assign(**names)
     write_table("truth", truth, snakemake.output.truth, facts | asked)
 
     kinds = dump.components["kind"]
-    longer = label_components(found, pool.embeddings, count=most, min_gain=0.0)
+    longer = pool.labeller(method).labels(seen, count=most, min_gain=0.0)
     directions = {
         name: [label.directions for label in each]
         for name, each in {"texts": longer, "random": random}.items()

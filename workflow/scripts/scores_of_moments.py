@@ -8,11 +8,12 @@ from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.factors import load_factors
 from pipeline_lib.features import concept_embeddings
 from pipeline_lib.hierarchy import Part
+from pipeline_lib.labelling import Labeller, Sample
 from pipeline_lib.maps import load_maps
-from pipeline_lib.scores import Moments, score_components, with_components
+from pipeline_lib.scores import score_components, with_components
 from pipeline_lib.significance import add_chance, add_margins
 from pipeline_lib.streamed import load_moments
-from pipeline_lib.textspan import label_components, random_pool
+from pipeline_lib.textspan import random_pool
 
 with job(snakemake):
     names = {"model": snakemake.wildcards.model, "dataset": snakemake.wildcards.dataset}
@@ -35,12 +36,11 @@ with job(snakemake):
 
     pool = Pool.of(texts)
     vectors = random_pool(*pool.embeddings.shape, seed=seed)
-    random = label_components(found, vectors, count=count, min_gain=0.0)
-    chosen = label_components(found, pool.embeddings, count=count, method=asked.method)
+    random = Labeller(asked.method, vectors).labels(Sample(found), count=count, min_gain=0.0)
 
-    def of_parts(parts: list[Part]) -> tuple[Moments, Moments | None]:
-        held = None if fresh is None else groups["test"].parts(factors, fresh, parts)
-        return seen.parts(factors, found, parts), held
+    def of_parts(parts: list[Part]) -> tuple[Sample, Sample | None]:
+        held = None if fresh is None else Sample(groups["test"].parts(factors, fresh, parts))
+        return Sample(seen.parts(factors, found, parts)), held
 
     beside = {"random": random, "heldout": fresh}
-    write_described(snakemake, components, pool, found, chosen, of_parts, facts, **beside)
+    write_described(snakemake, components, pool, Sample(found), of_parts, facts, **beside)

@@ -10,6 +10,7 @@ from pipeline_lib.decomposition import decompose
 from pipeline_lib.device import compute_device
 from pipeline_lib.features import embeddings_of
 from pipeline_lib.heatmaps import choose_images, pixel_range
+from pipeline_lib.labelling import Labeller
 from pipeline_lib.maps import load_maps
 from pipeline_lib.segmentation import Pair, load_pair
 from pipeline_lib.token_groups import (
@@ -61,7 +62,7 @@ with job(snakemake) as config:
         torch.cat(sums),
         heads,
         WITH_MASKS if masked else WITHOUT_MASKS,
-        embeddings_of(texts, "pool"),
+        Labeller(asked.method, embeddings_of(texts, "pool")),
         pool["text"].tolist(),
         pool["feature"].tolist(),
         count=asked.texts,
