@@ -42,7 +42,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "segmentation": 3,
     "spurious": 2,
     "codes": 2,
-    "report": 3,
+    "report": 4,
 }
 
 
@@ -443,6 +443,23 @@ _TABLES = (
                 "similarity",
                 "float64",
                 "linear CKA of mapped contributions (unbiased), at most 1; near 0 by chance",
+            ),
+        ),
+    ),
+    Table(
+        "similarity",
+        "How alike the mapped contributions of every two components of a model are.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("component", "int64", "index on the axis c"),
+            Column("id", "string", "name of the component"),
+            Column("other_component", "int64", "a component behind it on the axis c"),
+            Column("other_id", "string", "name of that component"),
+            Column(
+                "similarity",
+                "float64",
+                "linear CKA over the same images (unbiased), at most 1; near 0 by chance",
             ),
         ),
     ),

@@ -138,6 +138,26 @@ def _pattern(part: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " p"]:
     return (gram / size if varies else np.zeros_like(gram)).ravel().astype(np.float32)
 
 
+def similarity_table(
+    seen: Mapping[str, Float[np.ndarray, "c p"]], names: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Rows of table `similarity`, without data set: every two components of each model, once.
+
+    Constant components have no row. Parameters as of `counterpart_table`.
+    """
+    parts = []
+    for model, own in seen.items():
+        ids, varying = np.asarray(names[model], dtype=object), np.flatnonzero(own.any(axis=1))
+        first, second = np.triu_indices(len(varying), k=1)
+        one, other = varying[first], varying[second]
+        columns = {"component": one, "id": ids[one], "other_component": other}
+        columns |= {"other_id": ids[other], "similarity": (own @ own.T)[one, other]}
+        parts.append(pd.DataFrame(columns).assign(model=model))
+    kinds = {"component": "int64", "other_component": "int64", "similarity": "float64"}
+    found = pd.concat(parts) if parts else pd.DataFrame(columns=["model", "id", "other_id", *kinds])
+    return found.astype(kinds)
+
+
 def counterpart_table(
     seen: Mapping[str, Float[np.ndarray, "c p"]], names: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:

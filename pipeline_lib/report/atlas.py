@@ -98,8 +98,7 @@ class _Lookup:
         self._roles = _by_component(run["roles"])
         self._images = _by_component(run["top_images"].sort_values("rank", kind="stable"))
         self._token_maps = _by_component(run["token_maps"].sort_values("rank", kind="stable"))
-        near = run["counterparts"]
-        self._near = _by_component(near[near["model"] != near["other_model"]])
+        self._near = _by_component(run["counterparts"])
         self._drops = _drops(run["ablation"])
 
     def model(self, name: str) -> dict[str, Any]:
@@ -201,7 +200,7 @@ def _role(roles: pd.DataFrame | None) -> dict[str, Any] | None:
 
 
 def _neighbours(near: pd.DataFrame | None) -> list[list[Any]]:
-    """Other model, its most similar component, and how similar that is; the most similar first."""
+    """Model, its most similar other component, and how similar that is; the most similar first."""
     if near is None:
         return []
     best = near.sort_values("similarity", ascending=False, kind="stable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,8 @@ from pipeline_lib.report.words import method_name
 
 #: What stands for the decomposition's own result, drawn first and boldest wherever it appears.
 OWN_METHODS = ("components", "decomposition", "compalign", "ablated")
+#: Names beside a matrix, at most.
+_MOST_GROUPS = 14
 #: What only says where the scale lies (chance, or an identity), drawn as a grey tick.
 TICK_METHODS = ("chance", "area", "identity", "uniform")
 
@@ -230,5 +233,37 @@ def stacked_rows(
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         legend_above(axes, columns=8)
+
+    return draw
+
+
+def matrix(values: np.ndarray, groups: Sequence[str]) -> Callable[[Axes], None]:
+    """How alike things are, as a square of colours; lines stand between the groups they are of.
+
+    Parameters
+    ----------
+    values
+        Symmetric, at most 1 `[m, m]`; NaN stays blank.
+    groups
+        Group of each row, those of a group side by side; their names are thinned where they are
+        too many.
+    """
+    edges = [0, *(i for i in range(1, len(groups)) if groups[i] != groups[i - 1]), len(groups)]
+    step = -(-(len(edges) - 1) // _MOST_GROUPS)
+
+    def draw(axes: Axes) -> None:
+        image = axes.imshow(values, cmap="cividis", vmin=min(0.0, np.nanmin(values)), vmax=1.0)
+        for edge in edges[1:-1]:
+            axes.axhline(edge - 0.5, color=colour("surface"), linewidth=1)
+            axes.axvline(edge - 0.5, color=colour("surface"), linewidth=1)
+        middles = [(a + b - 1) / 2 for a, b in pairwise(edges)][::step]
+        names = [groups[edge] for edge in edges[:-1]][::step]
+        axes.set_yticks(middles, names)
+        axes.set_xticks(middles, names, rotation=90 if len(names) > 6 else 0)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, pad=0.03)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=0)
 
     return draw

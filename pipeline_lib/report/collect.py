@@ -154,8 +154,8 @@ def _model_artifacts(config: RunConfig) -> Iterator[Artifact]:
         dataset = config.scores.dataset
         yield Artifact("validation", f"validation/{dataset}.parquet")
         yield Artifact("confirmed", f"validation/{dataset}.confirmed.parquet")
-        if len(config.models) > 1:
-            yield Artifact("counterparts", f"comparison/{dataset}.counterparts.parquet")
+        for kind in ("similarity", "counterparts"):
+            yield Artifact(kind, f"comparison/{dataset}.{kind}.parquet")
 
 
 def _application_artifacts(config: RunConfig) -> Iterator[Artifact]:

@@ -12,6 +12,7 @@ from pipeline_lib.comparison import (
     comparison_table,
     counterpart_table,
     patterns,
+    similarity_table,
 )
 
 
@@ -97,6 +98,35 @@ def test_similarity_is_centred_kernel_alignment() -> None:
     want = hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b))
     found = seen(values)
     assert found[0] @ found[1] == pytest.approx(want, rel=1e-5)
+
+
+def test_every_pair_of_a_model_stands_once_with_its_similarity() -> None:
+    """A head that is a turned copy of another is like it alone, in a model of its own."""
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(60, 4, 6)), rng.normal(size=(60, 2, 6))
+    one[:, 3] = -2 * one[:, 1] @ np.linalg.qr(rng.normal(size=(6, 6)))[0] + 1
+    one[:, 2] = 5.0  # constant: alike to nothing
+    names = {"a": ["a0", "a1", "a2", "a3"], "b": ["b0", "b1"]}
+    table = similarity_table({"a": seen(one), "b": seen(other)}, names)
+    pairs = list(zip(table["model"], table["id"], table["other_id"], strict=True))
+    assert pairs == [("a", "a0", "a1"), ("a", "a0", "a3"), ("a", "a1", "a3"), ("b", "b0", "b1")]
+    assert table["similarity"].iloc[2] == pytest.approx(1.0, abs=1e-5)
+    assert (table["similarity"].drop(index=table.index[2]).abs() < 0.3).all()
+    own = seen(one) @ seen(one).T
+    np.testing.assert_allclose(table["similarity"][:3], own[[0, 0, 1], [1, 3, 3]], rtol=1e-5)
+
+
+def test_a_run_of_one_model_has_its_own_pairs_and_counterparts() -> None:
+    values = {"a": seen(np.random.default_rng(1).normal(size=(20, 3, 4)))}
+    alike = similarity_table(values, {"a": ["x", "y", "z"]})
+    near = counterpart_table(values, {"a": ["x", "y", "z"]})
+    assert len(alike) == 3 and near["id"].tolist() == ["x", "y", "z"]
+    assert near["similarity"].max() == pytest.approx(alike["similarity"].max())
+
+
+def test_without_images_enough_there_is_no_pair() -> None:
+    write = pd.DataFrame(similarity_table({}, {})).assign(dataset="world")
+    assert write.empty and {"model", "other_id", "similarity"} <= set(write)
 
 
 def test_constant_components_have_no_counterpart() -> None:

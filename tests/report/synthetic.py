@@ -6,6 +6,7 @@ in which some heads specialise. Tests of the report and work on its looks start 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -362,7 +363,7 @@ def _write_cards(
 def _write_known(run: Path) -> None:
     """What is known of the components, and the models side by side."""
     rng = np.random.default_rng(5)
-    validation, confirmed, comparison, counterparts = [], [], [], []
+    validation, confirmed, comparison, counterparts, similarity = [], [], [], [], []
     for model, architecture in MODELS.items():
         components = component_table(architecture)
         ids, base = components["id"].tolist(), {"model": model, "dataset": "world"}
@@ -398,12 +399,17 @@ def _write_known(run: Path) -> None:
                 own = {"component": component.component, "id": component.id, "other_model": other}
                 its = {"other_component": int(like["component"]), "other_id": str(like["id"])}
                 counterparts.append(base | own | its | {"similarity": float(rng.uniform(0.2, 1))})
+        for one, other in itertools.combinations(components.query("kind != 'bias'").index, 2):
+            its = {"other_component": other, "other_id": ids[other]}
+            alike = {"similarity": float(rng.uniform(-0.1, 1))}
+            similarity.append(base | {"component": one, "id": ids[one]} | its | alike)
         _write_opened(run, model, components, rng)
     for name, rows, path in (
         ("validation", validation, "validation/world"),
         ("confirmed", confirmed, "validation/world.confirmed"),
         ("comparison", comparison, "comparison/world"),
         ("counterparts", counterparts, "comparison/world.counterparts"),
+        ("similarity", similarity, "comparison/world.similarity"),
     ):
         made = PROVENANCE | {"images": IMAGES}
         write_table(name, pd.DataFrame(rows), run / f"{path}.parquet", made)

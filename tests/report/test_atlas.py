@@ -66,7 +66,7 @@ def test_payload_holds_the_tables_numbers(run):
     without = single.query("ablated == 'blocks.5.attn/head1'")["accuracy"].iloc[0]
     assert card["values"]["drop:shape"] == [pytest.approx(full - without, rel=1e-3, abs=1e-6)]
     assert len(card["texts"]) == 6 and len(card["images"]) == 6
-    assert {near[0] for near in card["near"]} == {"clip-small", "swin"}
+    assert {near[0] for near in card["near"]} == {"clip-small", "deit", "swin"}
     similarity = [near[2] for near in card["near"]]
     assert similarity == sorted(similarity, reverse=True)
     assert deit["bias"]["role"] is None and deit["bias"]["texts"] == []

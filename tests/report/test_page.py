@@ -15,11 +15,12 @@ from synthetic import PROVENANCE
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.errors import ArtifactError, DataError
 from pipeline_lib.report import page as pages
+from pipeline_lib.report.atlas import atlas
 from pipeline_lib.report.blocks import GalleryRow, Picture
 from pipeline_lib.report.collect import collect, expected_figures
 from pipeline_lib.report.page import render_page, script_json, write_report
 from pipeline_lib.report.pictures import PictureBook
-from pipeline_lib.report.sections import meaning, truth
+from pipeline_lib.report.sections import comparison, meaning, truth
 from pipeline_lib.report.sheet import SIDE, sheet
 from pipeline_lib.report.style import PALETTE
 from pipeline_lib.retrieval_truth import NEIGHBOURS
@@ -79,6 +80,49 @@ def test_the_number_of_carriers_is_that_of_the_comparison(run):
     wanted = told.set_index(["model", "feature"])["carriers"]
     pairs = zip(best["model"], best["feature"], strict=True)
     assert best["carrying"].tolist() == [wanted[pair] for pair in pairs]
+
+
+def compared(run, ids):
+    """The blocks that hold models side by side, of a run whose models have these ids."""
+    config = dict(run.config) | {"models": {name: {"id": model} for name, model in ids.items()}}
+    blocks = comparison.comparison_blocks(dataclasses.replace(run, config=config))
+    return {block.name: block for block in blocks}
+
+
+def test_models_stand_beside_the_clip_wherever_it_is_listed(run):
+    ids = {"deit": "timm:x", "swin": "timm:y", "clip-small": "open_clip:z/t"}
+    blocks = compared(run, ids)
+    assert [panel.title for panel in blocks["counterparts"].panels] == ["deit", "swin"]
+    assert set(blocks["counterparts"].data["other_model"]) == {"clip-small"}
+    tops = blocks["top-counterparts"]
+    assert {cell.model for cell in tops.data["top"]} == {"clip-small"}
+    assert [field.title for field in tops.fields] == [
+        "feature", "top component of clip-small", "deit", "alike", "swin", "alike",
+    ]  # fmt: skip
+
+
+def test_of_several_clips_each_has_its_rows_and_without_one_the_first_model(run):
+    ids = {"deit": "timm:x", "swin": "open_clip:y/t", "clip-small": "open_clip:z/t"}
+    tops = compared(run, ids)["top-counterparts"]
+    assert list(dict.fromkeys(tops.data["model"])) == ["swin", "clip-small"]
+    own = tops.data[tops.data["model"] == "swin"]
+    assert (own["swin"] == "–").all() and own["swin-similarity"].isna().all()
+    assert {cell.model for cell in own["clip-small"]} == {"clip-small"}
+    none = compared(run, dict.fromkeys(ids, "timm:x"))["top-counterparts"]
+    assert {cell.model for cell in none.data["top"]} == {"deit"}
+
+
+def test_a_run_of_one_model_shows_its_own_components_beside_each_other(run, one_model):
+    alone = collect(one_model(), root=run.root)
+    own = {
+        name: table[table["model"] == "clip-small"]
+        for name in ("comparison", "counterparts", "similarity")
+        for table in [alone[name]]
+    }
+    alone = dataclasses.replace(alone, tables=dict(alone.tables) | own)
+    assert [block.name for block in comparison.comparison_blocks(alone)] == ["similarity"]
+    near = atlas(alone, PictureBook(run.root, run.folders, run["manifest"]))["models"][0]
+    assert {row[0] for part in near["components"] for row in part["near"]} >= {"clip-small"}
 
 
 def test_ids_are_unique(outline):
@@ -197,7 +241,7 @@ def test_the_page_is_small(page):
 
 def test_static_figures_lie_beside_the_page(page, run):
     drawn = {path.stem for path in (page.parent / "figures").glob("*.svg")}
-    where_known = {"heat-on-object", "validation", "reconstruction"}
+    where_known = {"heat-on-object", "validation", "reconstruction", "counterparts", "similarity"}
     assert set(expected_figures_of(run)) | where_known == drawn
     for path in (page.parent / "figures").glob("*.svg"):
         ElementTree.parse(path)
@@ -228,7 +272,7 @@ def test_stages_that_are_off_say_so_and_the_same_run_gives_the_same_page(one_mod
 def test_tables_may_be_empty_and_a_model_may_have_no_heads(one_model):
     run = collect(one_model("retrieval", "heatmaps"))
     absent = ("exactness", "top_images", "token_maps", "counterparts", "retrieval_examples")
-    absent += ("rejected",)
+    absent += ("rejected", "similarity")
     bare = {name: run[name].iloc[:0] for name in absent}
     bare["heatmaps"] = run["heatmaps"].assign(mass=float("nan"), area=float("nan"))
     for name in ("components", "labels", "scores", "roles"):

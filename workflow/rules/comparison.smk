@@ -1,7 +1,8 @@
 # Comparison: the models of a run side by side. Of the scores of all models, one job writes
 # comparison/{dataset}.parquet (where in depth each feature lives, and how concentrated it is). Of
-# their dumps on some images, with their maps, another writes comparison/{dataset}.counterparts.parquet
-# (which component of one model varies over the images like which of another).
+# their dumps on some images, with their maps, another writes comparison/{dataset}.similarity.parquet
+# (how alike any two components of a model vary over the images) and
+# comparison/{dataset}.counterparts.parquet (for each component the one of each model most like it).
 
 
 rule comparison:
@@ -26,6 +27,7 @@ rule similarity:
         maps=lambda wildcards: [path for model in CONFIG.models for path in maps_of(model)],
         manifest=lambda wildcards: manifest_of(wildcards.dataset),
     output:
+        similarity=f"{RESULTS}/comparison/{{dataset}}.similarity.parquet",
         counterparts=f"{RESULTS}/comparison/{{dataset}}.counterparts.parquet",
     params:
         version=STAGE_VERSIONS["comparison"],
@@ -43,6 +45,6 @@ def all_comparisons():
     """Tables of the comparison, where there are scores; what reads dumps where these are kept."""
     if CONFIG.scores is None:
         return []
-    several = len(CONFIG.models) > 1 and CONFIG.contributions.is_whole
-    kinds = ("", *([".counterparts"] if several else []))
+    of_dumps = [".similarity", ".counterparts"] if CONFIG.contributions.is_whole else []
+    kinds = ["", *of_dumps]
     return [f"{RESULTS}/comparison/{CONFIG.scores.dataset}{kind}.parquet" for kind in kinds]

@@ -12,6 +12,7 @@ from pipeline_lib.comparison import (
     compared_images,
     counterpart_table,
     patterns,
+    similarity_table,
 )
 from pipeline_lib.dumps import open_dump
 from pipeline_lib.maps import load_maps
@@ -31,5 +32,6 @@ with job(snakemake):
             seen[model] = patterns(read, len(names[model]), width)
     if not seen:
         logging.warning("%d images are too few to compare components over", images)
-    counterparts = counterpart_table(seen, names).assign(dataset=snakemake.wildcards.dataset)
-    write_table("counterparts", counterparts, snakemake.output.counterparts, {"images": images})
+    for name, make in (("similarity", similarity_table), ("counterparts", counterpart_table)):
+        table = make(seen, names).assign(dataset=snakemake.wildcards.dataset)
+        write_table(name, table, snakemake.output[name], {"images": images})

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
-
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from pipeline_lib.report.blocks import (
     Block,
@@ -20,9 +16,10 @@ from pipeline_lib.report.blocks import (
     Picture,
     Section,
 )
+from pipeline_lib.report.charts import matrix
 from pipeline_lib.report.collect import Run
 from pipeline_lib.report.pictures import PictureBook
-from pipeline_lib.report.style import colour, draw_panel
+from pipeline_lib.report.style import draw_panel
 from pipeline_lib.report.words import listed, plural, whole
 
 #: Rejected files that the page lists; the table beside it has all.
@@ -221,7 +218,7 @@ def _similarity(run: Run, concepts: pd.DataFrame) -> Figure:
         vectors = np.stack(part["embedding"].to_list()).astype(np.float64)
         cosine = vectors @ vectors.T
         features = list(dict.fromkeys(part["feature"]))
-        panels.append(draw_panel(_matrix(cosine, part["feature"].tolist()), str(space), 3.5, 2.9))
+        panels.append(draw_panel(matrix(cosine, part["feature"].tolist()), str(space), 3.5, 2.9))
         rows += _mean_cosines(str(space), cosine, part["feature"].to_numpy(), features)
     return Figure(
         "text-similarity",
@@ -259,24 +256,3 @@ def _mean_cosines(
 
 def _mean(values: np.ndarray, where: np.ndarray) -> float:
     return float(values[where].mean()) if where.any() else float("nan")
-
-
-def _matrix(cosine: np.ndarray, feature: list[str]) -> Callable[[Axes], None]:
-    edges = [0, *(i for i in range(1, len(feature)) if feature[i] != feature[i - 1]), len(feature)]
-
-    def draw(axes: Axes) -> None:
-        image = axes.imshow(cosine, cmap="cividis", vmin=min(0.0, cosine.min()), vmax=1.0)
-        for edge in edges[1:-1]:
-            axes.axhline(edge - 0.5, color=colour("surface"), linewidth=1)
-            axes.axvline(edge - 0.5, color=colour("surface"), linewidth=1)
-        middles = [(a + b - 1) / 2 for a, b in pairwise(edges)]
-        names = [feature[edge] for edge in edges[:-1]]
-        axes.set_yticks(middles, names)
-        axes.set_xticks(middles, names, rotation=90 if len(names) > 6 else 0)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, pad=0.03)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(length=0)
-
-    return draw

@@ -555,7 +555,7 @@
     if (!part.near.length) return null;
     const rows = part.near.map(([model, id, similarity]) => el("tr", {}, el("td", {}, model),
       el("td", {}, componentButton(model, id)), el("td", { class: "number" }, minus(similarity.toFixed(2)))));
-    return el("div", {}, el("h4", {}, "Most similar in other models"),
+    return el("div", {}, el("h4", {}, "Most similar component of each model"),
       el("table", {}, el("tbody", {}, rows)),
       el("p", { class: "small" }, "How alike their mapped contributions to the same images are: linear CKA, 1 for the same geometry, about 0 by chance."));
   }
