@@ -26,7 +26,9 @@ from pipeline_lib.dumps import Dump, open_dump, open_features
 from pipeline_lib.features import concept_embeddings
 from pipeline_lib.map_fits import Settings, fit_maps
 from pipeline_lib.maps import split_heldout, without_test
+from pipeline_lib.redraws import Weights, redraw
 from pipeline_lib.scores import moments, score_components, with_components
+from pipeline_lib.significance import redrawn_scores
 from pipeline_lib.truths import Factors, truth_table
 from pipeline_lib.validation import confirmed_table, validation_table
 
@@ -53,7 +55,8 @@ def compare(root: Path, model: str, dataset: str) -> pd.DataFrame:
     features = concept_embeddings(texts)
     factors = Factors.of(images, [name for name in features if name in images])
     encoded = encode(source)
-    known = None
+    weights = redraw(len(encoded), 20, facts["seed"])
+    known: tuple[pd.DataFrame, pd.DataFrame] | None = None
     rows = []
     for method in METHODS:
         fit = fit_maps(
@@ -65,29 +68,40 @@ def compare(root: Path, model: str, dataset: str) -> pd.DataFrame:
         )
         found = moments(encoded, fit.maps)
         if known is None:
-            known = _truths(encoded, found, features, factors, dump)
+            known = _truths(encoded, found, features, factors, dump, weights)
         scores = with_components(score_components(found, features), dump.components)
+        drawn = redrawn_scores(encoded, found, features, weights)
+        drawn = drawn.merge(known[1], on=["feature", "component"])
         heldout_row = fit.metrics.query("split == 'heldout'").iloc[0]
         rows.append(
             {"model": model, "method": method, "images": len(encoded)}
             | heldout_row[["cosine", "recall_at_1", "seconds"]].to_dict()
-            | _agreements(scores, known, len(encoded))
+            | _agreements(scores, known[0], drawn, len(encoded))
         )
     return pd.DataFrame(rows)
 
 
 def _truths(
-    encoded: Encoded, found: Any, features: dict[str, Any], factors: Factors, dump: Dump
-) -> pd.DataFrame:
-    """The truths that do not depend on the map."""
-    table = truth_table(encoded, found, features, factors=factors, rankings={}, shuffles=0, seed=0)
-    return with_components(table, dump.components)
+    encoded: Encoded,
+    found: Any,
+    features: dict[str, Any],
+    factors: Factors,
+    dump: Dump,
+    weights: Weights,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The truths that do not depend on the map, on the images and on redraws of them."""
+    table, drawn = truth_table(
+        encoded, found, features, factors=factors, rankings={}, shuffles=0, seed=0, weights=weights
+    )
+    return with_components(table, dump.components), drawn
 
 
-def _agreements(scores: pd.DataFrame, known: pd.DataFrame, images: int) -> dict[str, float]:
-    table = validation_table(scores, known, images=images, draws=2, seed=0)
+def _agreements(
+    scores: pd.DataFrame, known: pd.DataFrame, drawn: pd.DataFrame, images: int
+) -> dict[str, float]:
+    table = validation_table(scores, known, drawn, images=images, deals=20, seed=0)
     means = table.query("across == 'components' and feature == '' and score == 'score'")
-    tops = confirmed_table(scores, known).query("by == 'score'")
+    tops = confirmed_table(scores, known, drawn).query("by == 'score'")
     confirmed = tops.set_index("feature")["confirmed"]
     asked = [bool(confirmed[name]) for name in FEATURES if name in confirmed]
     return means.set_index("truth")["value"].to_dict() | {"confirmed": sum(asked)}

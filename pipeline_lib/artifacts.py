@@ -33,8 +33,8 @@ STAGE_VERSIONS: dict[str, int] = {
     "features": 1,
     "contributions": 4,
     "maps": 3,
-    "scores": 10,
-    "validation": 5,
+    "scores": 11,
+    "validation": 6,
     "comparison": 4,
     "ablation": 4,
     "retrieval": 5,
@@ -44,6 +44,16 @@ STAGE_VERSIONS: dict[str, int] = {
     "codes": 2,
     "report": 4,
 }
+
+
+#: Columns of table `redraws`, by the table that has the values of the images themselves.
+REDRAWN = {
+    "scores": ("score", "score_published", "variance_explained"),
+    "truth": (
+        "decodability", "decodability_in_words", "ablation_loss", "joint_loss", "margin_loss",
+        "clip",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -233,6 +243,7 @@ _TABLES = (
             ),
             Column("high", "float64", "upper end of it", nullable=True),
             Column("p_value", "float64", "share of random subspaces in which it scores as high"),
+            Column("q_value", "float64", "p_value corrected for all rows (Benjamini-Hochberg)"),
             Column("margin", "float64", "score less the component's best for another feature"),
         ),
     ),
@@ -281,6 +292,9 @@ _TABLES = (
             Column("share", "float64", "share of the explained variance in the first category"),
             Column("margin", "float64", "that share less the share of the second category"),
             Column("p_value", "float64", "share of shuffled categories with as large a share"),
+            Column(
+                "q_value", "float64", "p_value corrected for all components (Benjamini-Hochberg)"
+            ),
             Column("texts_in_role", "int64", "texts of the label in the first category"),
             Column("texts", "int64", "texts of the label"),
             Column("entropy", "float64", "of the shares of categories, 0 (one) to 1 (all alike)"),
@@ -351,6 +365,22 @@ _TABLES = (
         ),
     ),
     Table(
+        "redraws",
+        "Scores and truths of each component and feature in each redraw of the images: one number "
+        "a redraw, the same redraws in all columns.",
+        (
+            Column("model", "string", "model of the run"),
+            Column("dataset", "string", "data set"),
+            Column("feature", "string", "feature"),
+            Column("component", "int64", "index on the axis c"),
+            *(
+                Column(name, "list<float>", f"as in table {table}", nullable=table == "truth")
+                for table, names in REDRAWN.items()
+                for name in names
+            ),
+        ),
+    ),
+    Table(
         "validation",
         "How well the ranking of components by a score follows a truth.",
         (
@@ -360,9 +390,18 @@ _TABLES = (
             Column("across", "string", "components (of one feature) or features (of a component)"),
             Column("feature", "string", "feature; '' for the mean over features or components"),
             Column("score", "string", "a score: a column of table scores; or random"),
-            Column("value", "float64", "Spearman correlation, -1 to 1"),
-            Column("low", "float64", "lower end of its 95 % interval"),
-            Column("high", "float64", "upper end of it"),
+            Column(
+                "value",
+                "float64",
+                "Spearman correlation, -1 to 1; of random and of shuffles the mean over them",
+            ),
+            Column(
+                "low",
+                "float64",
+                "1.96 standard errors below it, by redrawing images; of random and of shuffles the "
+                "lower end of the middle 95 %",
+            ),
+            Column("high", "float64", "the same above it"),
             Column("percentile", "float64", "place of the top in the truth, 0 to 1", nullable=True),
             Column("top", "string", "id of the highest scored component; '' for means"),
             Column("n", "int64", "images"),
@@ -394,14 +433,31 @@ _TABLES = (
             Column("decodability_in_words_percentile", "float64", "share not above it"),
             Column("decodability_in_words_median", "float64", "median over components"),
             Column("decodability_in_words_best", "string", "id of the best component"),
+            *(
+                Column(
+                    f"{truth}_{end}",
+                    "float64",
+                    f"1.96 standard errors {word} its value, by redrawing images",
+                )
+                for truth in (
+                    "decodability",
+                    "ablation_loss",
+                    "joint_loss",
+                    "decodability_in_words",
+                )
+                for end, word in (("low", "below"), ("high", "above"))
+            ),
             Column("confirmed", "bool", "top decile of decodability and ablation_loss"),
+            Column("confirmed_share", "float64", "redraws of images in which one is, 0 to 1"),
             Column("components", "int64", "components that vary"),
             Column("candidates", "int64", "components in the top decile of both"),
             Column("confirmed_jointly", "bool", "top decile of decodability and joint_loss"),
+            Column("confirmed_jointly_share", "float64", "redraws of images in which one is"),
             Column("candidates_jointly", "int64", "components in the top decile of both"),
             Column(
                 "confirmed_in_words", "bool", "top decile of decodability_in_words and joint_loss"
             ),
+            Column("confirmed_in_words_share", "float64", "redraws of images in which one is"),
             Column("candidates_in_words", "int64", "components in the top decile of both"),
         ),
     ),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from scipy.stats import false_discovery_control
 
 from pipeline_lib.errors import DataError
 from pipeline_lib.scores import Moments
@@ -19,8 +20,8 @@ from pipeline_lib.textspan import component_variances
 NO_ROLE = "no clear role"
 #: What stands for a role where the pool has one category, so that none can be told.
 ONE_CATEGORY = "texts of one category"
-#: A role is named when it is this unlikely by chance, and ahead of the next by this share.
-P_VALUE, MARGIN = 0.05, 0.1
+#: A role is named when this share of such roles is chance at most, and it is ahead by this share.
+Q_VALUE, MARGIN = 0.05, 0.1
 
 
 def role_table(
@@ -45,8 +46,9 @@ def role_table(
     -----
     The share of a category is its texts' share of the variance that the label explains. The
     p-value is the share of shuffles in which some category has at least as large a share: a
-    category with many texts in the pool is expected more often. From a pool of one category no role
-    can be told: `ONE_CATEGORY` stands for all.
+    category with many texts in the pool is expected more often. The q-value is that p-value
+    corrected for the number of components (Benjamini and Hochberg 1995); it decides. From a pool of
+    one category no role can be told: `ONE_CATEGORY` stands for all.
     """
     names, codes = np.unique(np.asarray(pool_categories), return_inverse=True)
     unknown = sorted(set(labels["category"]) - set(names))
@@ -55,7 +57,8 @@ def role_table(
             f"labels have categories that the pool has not, for example {unknown[0]!r}: they were "
             "made from another pool; run snakemake again"
         )
-    generator = np.random.default_rng(seed)
+    texts = labels.groupby("component").size()
+    dealt = _dealt(codes, int(texts.max()) if len(texts) else 0, draws, seed)
     rows: list[dict[str, Any]] = []
     for component, label in labels.groupby("component"):
         gains = label["variance"].to_numpy()
@@ -64,22 +67,17 @@ def role_table(
         order = np.argsort(-shares, kind="stable")
         first, second = order[0], order[1] if len(order) > 1 else None
         ahead = shares[first] - (shares[second] if second is not None else 0.0)
-        shuffled = np.stack(
-            [generator.choice(codes, size=len(gains), replace=False) for _ in range(draws)]
-        )
-        chance = category_shares(gains, shuffled, len(names)).max(axis=1)
-        p_value = (1 + int((chance >= shares[first] - 1e-12).sum())) / (1 + draws)
-        clear = p_value <= P_VALUE and ahead >= MARGIN
-        unclear = NO_ROLE if len(names) > 1 else ONE_CATEGORY
+        chance = category_shares(gains, dealt[:, : len(gains)], len(names)).max(axis=1)
         facts = label.iloc[0][["component", "id", "kind", "layer", "head"]].to_dict()
         variances = component_variances(found, int(component))
         rows.append(
             facts
             | {
-                "role": str(names[first]) if clear else unclear,
+                "role": str(names[first]),
                 "share": float(shares[first]),
                 "margin": float(ahead),
-                "p_value": p_value,
+                "p_value": (1 + int((chance >= shares[first] - 1e-12).sum())) / (1 + draws),
+                "q_value": np.nan,
                 "texts_in_role": int((own == first).sum()),
                 "texts": len(gains),
                 "entropy": entropy(shares) / max(np.log(len(names)), 1e-12),
@@ -87,8 +85,27 @@ def role_table(
             }
         )
     columns = ["component", "id", "kind", "layer", "head", "role", "share", "margin", "p_value"]
-    columns += ["texts_in_role", "texts", "entropy", "effective_rank"]
-    return pd.DataFrame(rows, columns=columns)
+    columns += ["q_value", "texts_in_role", "texts", "entropy", "effective_rank"]
+    table = pd.DataFrame(rows, columns=columns)
+    if table.empty:
+        return table
+    table["q_value"] = false_discovery_control(table["p_value"])
+    clear = (table["q_value"] <= Q_VALUE) & (table["margin"] >= MARGIN)
+    return table.assign(
+        role=table["role"].where(clear, NO_ROLE if len(names) > 1 else ONE_CATEGORY)
+    )
+
+
+def _dealt(
+    codes: Int[np.ndarray, " k"], texts: int, draws: int, seed: int
+) -> Int[np.ndarray, "w s"]:
+    """Categories of as many texts as a label has, drawn from the pool without replacement.
+
+    The first texts of a draw are such a draw of fewer texts: one serves labels of any length.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = [generator.choice(codes, size=texts, replace=False) for _ in range(draws)]
+    return np.stack(drawn) if draws else np.zeros((0, texts), dtype=int)
 
 
 def category_shares(

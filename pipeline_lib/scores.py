@@ -24,6 +24,8 @@ from pipeline_lib.maps import Maps
 
 #: Directions of a feature's descriptors below this share of the largest singular value are noise.
 RANK_TOLERANCE = 1e-4
+#: A component of at most this share of the representation's variance has rounding noise only.
+CONSTANT = 1e-12
 
 _CHUNK = 1024
 
@@ -214,22 +216,36 @@ def _score_feature(found: Moments, feature: str, descriptors: Float[Tensor, "k e
     own, covariance = _projected(found, basis)
     published_own, published_covariance = _projected(found, published)
     whole = (published * (found.total @ published)).sum(dim=0)
-    scale = (published_own * whole).sqrt()
-    pearson = torch.where(scale > 0, published_covariance / scale.clamp_min(1e-300), 0.0)
+    correlations = pearson(published_own, published_covariance, whole)
     variances = found.variances()
     explained = own.sum(dim=1) / variances.clamp_min(1e-300)
-    # A component that is constant over the images has rounding noise only.
-    constant = variances <= 1e-12 * found.total.trace()
+    constant = variances <= CONSTANT * found.total.trace()
     return pd.DataFrame(
         {
             "feature": feature,
             "component": np.arange(len(own)),
             "score": (covariance.sum(dim=1) / spread).numpy(),
-            "score_published": torch.where(constant, 0.0, pearson.mean(dim=1)).numpy(),
+            "score_published": torch.where(constant, 0.0, correlations.mean(dim=1)).numpy(),
             "covariance": covariance.sum(dim=1).numpy(),
             "variance_explained": torch.where(constant, 0.0, explained).numpy(),
         }
     )
+
+
+def pearson(
+    own: Float[Tensor, "*w c q"], covariance: Float[Tensor, "*w c q"], whole: Float[Tensor, "*w q"]
+) -> Float[Tensor, "*w c q"]:
+    """Correlation of components with the whole along directions; 0 where one of them is constant.
+
+    Parameters
+    ----------
+    own, covariance
+        Variances of the components, and their covariances with the whole.
+    whole
+        Variances of the whole.
+    """
+    scale = (own * whole[..., None, :].clamp_min(0)).sqrt()
+    return torch.where(scale > 0, covariance / scale.clamp_min(1e-300), 0.0)
 
 
 def _projected(

@@ -12,10 +12,19 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from pipeline_lib.coordinates import Encoded
-from pipeline_lib.scores import Moments, feature_basis, sum_blocks
+from pipeline_lib.redraws import Weights
+from pipeline_lib.scores import (
+    CONSTANT,
+    Moments,
+    feature_basis,
+    ordered_basis,
+    pearson,
+    sum_blocks,
+)
 
 _CHUNK = 512
 _DIRECTIONS = 512
@@ -23,32 +32,34 @@ _DIRECTIONS = 512
 
 def add_statistics(
     table: pd.DataFrame,
-    encoded: Encoded,
+    redraws: pd.DataFrame,
     found: Moments,
     features: Mapping[str, Float[Tensor, "k e"]],
     *,
     draws: int,
     seed: int,
+    level: float = 0.95,
 ) -> pd.DataFrame:
-    """The table of scores with the columns low, high, p_value and margin of table `scores`.
+    """The table of scores with the columns low, high, p_value, q_value and margin of `scores`.
 
     Parameters
     ----------
     table
         From `scores.score_components`.
-    encoded, found, features
-        What it was made of.
+    redraws
+        From `redrawn_scores`, of the same components and features.
+    found, features
+        What both were made of.
     draws
-        Draws of images for the interval, and of random directions for the p-value.
+        Random subspaces for the p-values.
     seed
-        Of both.
+        Of these.
+    level
+        Share of the redraws within `low` and `high`.
     """
-    bounds = bootstrap_scores(encoded, found, features, draws=draws, seed=seed)
-    parts = []
-    for name, part in table.groupby("feature", sort=False):
-        low, high = bounds[str(name)]
-        parts.append(part.sort_values("component").assign(low=low, high=high))
-    known = pd.concat(parts, ignore_index=True)
+    ends = np.quantile(np.stack(redraws["score"]), _ends(level), axis=1)
+    bounds = redraws[["feature", "component"]].assign(low=ends[0], high=ends[1])
+    known = table.merge(bounds, on=["feature", "component"], validate="one_to_one")
     return add_margins(add_chance(known, found, features, draws=draws, seed=seed))
 
 
@@ -60,101 +71,154 @@ def add_chance(
     draws: int,
     seed: int,
 ) -> pd.DataFrame:
-    """The table of scores with the column p_value, which needs moments only."""
+    """The table of scores with p_value and q_value, which need moments only.
+
+    The q-value is the p-value corrected for the number of components and features that are looked
+    at: among the rows whose q-value is at most 0.05, 5 % are false discoveries at most, on average
+    (Benjamini and Hochberg 1995).
+    """
+    ranks = {name: feature_basis(features[name]).shape[1] for name in features}
+    random = {
+        rank: random_scores(found, rank, draws=draws, seed=seed) for rank in set(ranks.values())
+    }
     parts = []
     for name, part in table.groupby("feature", sort=False):
-        rank = feature_basis(features[str(name)]).shape[1]
-        random = random_scores(found, rank, draws=draws, seed=seed)
         part = part.sort_values("component")
-        parts.append(part.assign(p_value=p_values(part["score"].to_numpy(), random)))
-    return pd.concat(parts, ignore_index=True)
+        chance = random[ranks[str(name)]]
+        parts.append(part.assign(p_value=p_values(part["score"].to_numpy(), chance)))
+    whole = pd.concat(parts, ignore_index=True)
+    return whole.assign(q_value=false_discovery_control(whole["p_value"]))
 
 
-def bootstrap_scores(
+def redrawn_scores(
     encoded: Encoded,
     found: Moments,
     features: Mapping[str, Float[Tensor, "k e"]],
-    *,
-    draws: int,
-    seed: int,
-    level: float = 0.95,
-) -> dict[str, tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]]:
-    """For each feature the lower and upper end of an interval of every component's score.
+    weights: Weights,
+) -> pd.DataFrame:
+    """Columns of table `redraws` that are scores: what each is in every redraw of the images.
 
-    Images are drawn with replacement (each as often as a Poisson variable of mean 1 says, so that
-    batches can be drawn one after another), and the score is computed anew from each draw.
+    Parameters
+    ----------
+    encoded, found, features
+        As for `scores.score_components`.
+    weights
+        The images and redraws of them, from `redraws.redraw`.
+
+    Returns
+    -------
+    DataFrame
+        Columns feature, component, and score, score_published and variance_explained as lists, one
+        number for each redraw but the first, which is the images themselves.
     """
-    bases = {name: feature_basis(descriptors) for name, descriptors in features.items()}
-    sums = {name: _Sums(found, basis, draws) for name, basis in bases.items()}
-    for centred, weights in _drawn(encoded, found, draws, seed):
-        for part in sums.values():
-            part.add(centred, weights)
-    return {name: _interval(part.scores(), level) for name, part in sums.items()}
+    spans = {name: feature_basis(rows) for name, rows in features.items()}
+    ordered = {name: ordered_basis(rows) for name, rows in features.items()}
+    inside = {name: _Sums(found, basis, len(weights)) for name, basis in spans.items()}
+    along = {name: _Sums(found, basis, len(weights)) for name, basis in ordered.items()}
+    variances = _Variances(found, len(weights))
+    for centred, counts in _drawn(encoded, found, weights):
+        variances.add(centred, counts)
+        for sums in (*inside.values(), *along.values()):
+            sums.add(centred, counts)
+    constant = found.variances() <= CONSTANT * found.total.trace()
+    spread = variances.found().clamp_min(1e-300)
+    tables = []
+    for name, sums in inside.items():
+        own, covariance, whole = sums.moments()
+        share = covariance.sum(dim=2) / whole.sum(dim=1, keepdim=True).clamp_min(1e-300)
+        explained = torch.where(constant, 0.0, own.sum(dim=2) / spread)
+        alike = torch.where(constant, 0.0, pearson(*along[name].moments()).mean(dim=2))
+        columns = {"score": share, "score_published": alike, "variance_explained": explained}
+        lists = {key: list(value[1:].T.float().numpy()) for key, value in columns.items()}
+        count = len(found.bases.slices)
+        tables.append(pd.DataFrame({"feature": name, "component": range(count)} | lists))
+    return pd.concat(tables, ignore_index=True)
 
 
 def bootstrap_strengths(
-    encoded: Encoded, found: Moments, *, draws: int, seed: int, level: float = 0.95
+    encoded: Encoded, found: Moments, weights: Weights, *, level: float = 0.95
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
     """Lower and upper end of an interval of every component's direct effect, `Moments.strengths`.
 
-    Images are drawn as in `bootstrap_scores`; deviations are from the means over all images.
+    Images are drawn as `weights` says; deviations are from the means over all images.
     """
     summing = sum_blocks(encoded.bases)
-    sums = torch.zeros(draws, len(encoded.bases.slices), dtype=torch.float64)
-    for centred, weights in _drawn(encoded, found, draws, seed):
+    sums = torch.zeros(len(weights), len(encoded.bases.slices), dtype=torch.float64)
+    for centred, counts in _drawn(encoded, found, weights):
         products = centred * (centred @ summing @ summing.T)
-        sums += weights @ torch.stack([products[:, s].sum(1) for s in encoded.bases.slices], dim=1)
-    return _interval(sums / sums.sum(dim=1, keepdim=True).clamp_min(1e-300), level)
-
-
-def _drawn(
-    encoded: Encoded, found: Moments, draws: int, seed: int
-) -> Iterator[tuple[Float[Tensor, "b r"], Float[Tensor, "w b"]]]:
-    """Centred coordinates batch by batch, and how often each draw holds each of these images."""
-    generator = np.random.default_rng(seed)
-    for start in range(0, len(encoded), _CHUNK):
-        rows = encoded.rows(np.arange(start, min(start + _CHUNK, len(encoded))))
-        weights = torch.from_numpy(generator.poisson(1.0, (draws, len(rows))).astype(np.float32))
-        yield rows - found.mean.float(), weights
-
-
-def _interval(
-    values: Float[Tensor, "w c"], level: float
-) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
-    """Lower and upper end of the middle `level` of all draws."""
-    low, high = np.quantile(values.numpy(), ((1 - level) / 2, (1 + level) / 2), axis=0)
+        sums += counts @ torch.stack([products[:, s].sum(1) for s in encoded.bases.slices], dim=1)
+    drawn = sums / sums.sum(dim=1, keepdim=True).clamp_min(1e-300)
+    low, high = np.quantile(drawn[1:].numpy(), _ends(level), axis=0)
     return low, high
 
 
+def _ends(level: float) -> tuple[float, float]:
+    return (1 - level) / 2, (1 + level) / 2
+
+
+def _drawn(
+    encoded: Encoded, found: Moments, weights: Weights
+) -> Iterator[tuple[Float[Tensor, "b r"], Float[Tensor, "w b"]]]:
+    """Centred coordinates batch by batch, and how often each redraw holds each of these images."""
+    for start in range(0, len(encoded), _CHUNK):
+        stop = min(start + _CHUNK, len(encoded))
+        rows = encoded.rows(np.arange(start, stop))
+        counts = torch.from_numpy(weights[:, start:stop].astype(np.float32))
+        yield rows - found.mean.float(), counts
+
+
 class _Sums:
-    """Weighted sums over images from which the scores of each draw follow."""
+    """Weighted sums over images along the directions of a basis, in every redraw."""
 
     def __init__(self, found: Moments, basis: Float[Tensor, "e q"], draws: int) -> None:
         self.reading = (found.blocks @ basis).float()
         self.slices = found.bases.slices
-        count, rank = len(self.slices), basis.shape[1]
+        shape = (draws, len(self.slices), basis.shape[1])
         self.weight = torch.zeros(draws, dtype=torch.float64)
-        self.own = torch.zeros(draws, count, rank, dtype=torch.float64)
-        self.product = torch.zeros(draws, count, dtype=torch.float64)
-        self.square = torch.zeros(draws, dtype=torch.float64)
+        self.own, self.square, self.product = torch.zeros(3, *shape, dtype=torch.float64)
+        self.whole = torch.zeros(draws, basis.shape[1], dtype=torch.float64)
 
-    def add(self, rows: Float[Tensor, "b r"], weights: Float[Tensor, "w b"]) -> None:
+    def add(self, rows: Float[Tensor, "b r"], counts: Float[Tensor, "w b"]) -> None:
         values = torch.stack([rows[:, s] @ self.reading[s] for s in self.slices], dim=1)
         whole = values.sum(dim=1)
-        products = torch.einsum("bcq,bq->bc", values, whole)
-        self.weight += weights.sum(dim=1)
-        self.own += (weights @ values.flatten(1)).view_as(self.own)
-        self.product += weights @ products
-        self.square += weights @ whole.square().sum(dim=1)
+        self.weight += counts.sum(dim=1)
+        self.own += (counts @ values.flatten(1)).view_as(self.own)
+        self.square += (counts @ values.square().flatten(1)).view_as(self.own)
+        self.product += (counts @ (values * whole[:, None]).flatten(1)).view_as(self.own)
+        self.whole += counts @ whole.square()
 
-    def scores(self) -> Float[Tensor, "w c"]:
-        """Covariance with the whole over variance of the whole, in each draw."""
-        count = self.weight.clamp_min(1.0)
-        own = self.own / count[:, None, None]
-        whole = own.sum(dim=1)
-        covariance = self.product / count[:, None] - torch.einsum("wcq,wq->wc", own, whole)
-        variance = self.square / count - whole.square().sum(dim=1)
-        return covariance / variance.clamp_min(1e-300)[:, None]
+    def moments(
+        self,
+    ) -> tuple[Float[Tensor, "w c q"], Float[Tensor, "w c q"], Float[Tensor, "w q"]]:
+        """Variance of each component, its covariance with the whole, and the whole's variance."""
+        count = self.weight.clamp_min(1.0)[:, None, None]
+        mean = self.own / count
+        whole = mean.sum(dim=1)
+        own = (self.square / count - mean.square()).clamp_min(0)
+        covariance = self.product / count - mean * whole[:, None]
+        return own, covariance, self.whole / count[:, :, 0] - whole.square()
+
+
+class _Variances:
+    """Total variance of each mapped component, in every redraw."""
+
+    def __init__(self, found: Moments, draws: int) -> None:
+        self.blocks, self.slices = found.blocks, found.bases.slices
+        self.weight = torch.zeros(draws, dtype=torch.float64)
+        self.rows = torch.zeros(draws, len(self.blocks), dtype=torch.float64)
+        self.square = torch.zeros(draws, len(self.slices), dtype=torch.float64)
+
+    def add(self, rows: Float[Tensor, "b r"], counts: Float[Tensor, "w b"]) -> None:
+        mapped = [(rows[:, s] @ self.blocks[s].float()).square().sum(dim=1) for s in self.slices]
+        self.weight += counts.sum(dim=1)
+        self.rows += counts @ rows
+        self.square += counts @ torch.stack(mapped, dim=1)
+
+    def found(self) -> Float[Tensor, "w c"]:
+        count = self.weight.clamp_min(1.0)[:, None]
+        mean = self.rows / count
+        means = [(mean[:, s] @ self.blocks[s]).square().sum(dim=1) for s in self.slices]
+        return (self.square / count - torch.stack(means, dim=1)).clamp_min(0)
 
 
 def random_scores(found: Moments, rank: int, *, draws: int, seed: int) -> Float[np.ndarray, "w c"]:

@@ -4,9 +4,10 @@ Truths, each a number per component and feature: `decodability`, how well the fa
 component alone, and `decodability_in_words`, off what it says in the directions of the words;
 `ablation_loss`, `joint_loss` and `margin_loss`, what replacing the component by its mean costs a
 reader of the whole; `clip_agreement`, how alike the component and the reference CLIP rank the
-images for the feature's descriptors. `validation` holds scores against them. Axis letters: `c`
+images for the feature's descriptors. Each is measured on the images and on redraws of them
+(`redraws`), by the same readers. `validation` holds scores against them. Axis letters: `c`
 component, `f` factor or feature, `r` coordinates of all components, `v` value of a factor, `s`
-shuffle, or set of components.
+shuffle, or set of components, `w` redraw; without redraws there is one, the images themselves.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.stats import rankdata
 from torch import Tensor
 
 from pipeline_lib.artifacts import extra_columns
 from pipeline_lib.coordinates import Encoded
 from pipeline_lib.errors import DataError
+from pipeline_lib.redraws import Weights, once, taken
 from pipeline_lib.scores import Moments, feature_basis
 
 log = logging.getLogger(__name__)
@@ -92,21 +94,35 @@ class Factors:
         blocks = [np.eye(k)[self.codes[:, i]] for i, k in enumerate(self.counts)]
         return torch.from_numpy(np.concatenate(blocks, axis=1))
 
+    def hits(
+        self, logits: Float[Tensor, "*w m v"], index: Int[np.ndarray, " m"]
+    ) -> Bool[np.ndarray, "*w m f"]:
+        """Whether each factor of each image is predicted right."""
+        found = [logits[..., columns].argmax(dim=-1).numpy() for columns in self.slices]
+        return np.stack(found, axis=-1) == self.codes[index]
+
     def correct(
         self, logits: Float[Tensor, "*w m v"], index: Int[np.ndarray, " m"]
     ) -> Float[np.ndarray, "*w f"]:
         """Number of right predictions of each factor."""
-        found = [logits[..., columns].argmax(dim=-1).numpy() for columns in self.slices]
-        return (np.stack(found, axis=-1) == self.codes[index]).sum(axis=-2).astype(float)
+        return self.hits(logits, index).sum(axis=-2).astype(float)
 
-    def margins(self, logits: Float[Tensor, "m v"], index: np.ndarray) -> Float[np.ndarray, " f"]:
-        """Sum over images of the true value's logit less the mean logit of the factor."""
+    def margins(
+        self, logits: Float[Tensor, "*w m v"], index: Int[np.ndarray, " m"]
+    ) -> Float[np.ndarray, "*w m f"]:
+        """The true value's logit less the mean logit of the factor, of each image."""
         found = []
         for factor, columns in enumerate(self.slices):
-            values = logits[:, columns]
-            true = values[torch.arange(len(index)), torch.from_numpy(self.codes[index, factor])]
-            found.append(float((true - values.mean(dim=1)).sum()))
-        return np.array(found)
+            values = logits[..., columns]
+            true = torch.from_numpy(self.codes[index, factor])
+            true = values[..., torch.arange(len(index)), true]
+            found.append((true - values.mean(dim=-1)).numpy())
+        return np.stack(found, axis=-1)
+
+    def by_factor(self, values: Float[Tensor, "*w v"]) -> Float[np.ndarray, "*w f"]:
+        """Sums over the values of each factor."""
+        found = [values[..., columns].sum(dim=-1).numpy() for columns in self.slices]
+        return np.stack(found, axis=-1)
 
 
 def known_factors(images: pd.DataFrame, features: Iterable[str]) -> list[str]:
@@ -128,17 +144,19 @@ def known_factors(images: pd.DataFrame, features: Iterable[str]) -> list[str]:
 
 
 def decodability(
-    encoded: Encoded, factors: Factors, *, seed: int
-) -> tuple[Float[np.ndarray, "c f"], Float[np.ndarray, "c f"]]:
+    encoded: Encoded, factors: Factors, *, seed: int, weights: Weights | None = None
+) -> tuple[Float[np.ndarray, "w c f"], Float[np.ndarray, "w c f"]]:
     """How well a linear reader tells each factor from each component alone: R² and accuracy.
 
     Ridge regression on the one-hot code, measured on images that the reader was not fitted on
     (cross-validation over `FOLDS`). R² is the share of the code's variance that is read; unlike
     accuracy it still tells components apart that are always right.
     """
+    weights = once(len(encoded)) if weights is None else weights
     alone = (encoded.values[:, columns] for columns in encoded.bases.slices)
-    found = np.array([_told(torch.from_numpy(rows).double(), factors, seed) for rows in alone])
-    return found[:, 0], found[:, 1]
+    found = [_told(torch.from_numpy(rows).double(), factors, seed, weights) for rows in alone]
+    read, accuracy = (np.stack(each, axis=1) for each in zip(*found, strict=True))
+    return read, accuracy
 
 
 def decodability_in_words(
@@ -148,7 +166,8 @@ def decodability_in_words(
     factors: Factors,
     *,
     seed: int,
-) -> Float[np.ndarray, "c f"]:
+    weights: Weights | None = None,
+) -> Float[np.ndarray, "w c f"]:
     """R² of linear readers of what each component says in the directions of a factor's words.
 
     As `decodability`, but the reader sees the mapped contribution in the subspace of the feature's
@@ -156,31 +175,36 @@ def decodability_in_words(
     with more coordinates than another is not easier to read for that, and what it carries in
     directions that the words do not name is not counted.
     """
-    result = np.zeros((len(encoded.bases.vectors), len(factors.names)))
+    weights = once(len(encoded)) if weights is None else weights
+    result = np.zeros((len(weights), len(encoded.bases.vectors), len(factors.names)))
     for place, name in enumerate(factors.names):
         reading = found.blocks @ feature_basis(features[name])
         one = Factors((name,), factors.codes[:, [place]], (factors.counts[place],))
         for component, columns in enumerate(encoded.bases.slices):
             rows = torch.from_numpy(encoded.values[:, columns]).double() - found.mean[columns]
-            result[component, place] = _told(rows @ reading[columns], one, seed)[0].item()
+            read, _ = _told(rows @ reading[columns], one, seed, weights)
+            result[:, component, place] = read[:, 0]
     return result
 
 
 def _told(
-    rows: Float[Tensor, "n r"], factors: Factors, seed: int
-) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
+    rows: Float[Tensor, "n r"], factors: Factors, seed: int, weights: Weights
+) -> tuple[Float[np.ndarray, "w f"], Float[np.ndarray, "w f"]]:
     """R² and accuracy of cross-validated linear readers of `rows`, factor by factor."""
     wanted = factors.one_hot()
-    right, missed = np.zeros(len(factors.names)), np.zeros(len(factors.names))
+    right, missed = np.zeros((2, len(rows), len(factors.names)))
     for train, test in folds(len(rows), seed):
         reader, offset = linear_reader(rows[train], wanted[train])
         read = rows[test] @ reader + offset
-        right += factors.correct(read, test)
-        squares = (wanted[test] - read).square().sum(dim=0)
-        missed += [float(squares[s].sum()) for s in factors.slices]
-    spread = (wanted - wanted.mean(dim=0)).square().sum(dim=0)
-    total = np.array([float(spread[s].sum()) for s in factors.slices])
-    return 1 - missed / total, right / len(rows)
+        right[test] = factors.hits(read, test)
+        missed[test] = factors.by_factor((wanted[test] - read).square())
+    every = taken(weights, slice(None))
+    images = every.sum(dim=1, keepdim=True).clamp_min(1.0)
+    # The code is 0 or 1, so its squares are itself.
+    total = factors.by_factor(every @ wanted - (every @ wanted).square() / images)
+    counts = every.numpy()
+    read_share = 1 - (counts @ missed) / np.maximum(total, 1e-300)
+    return read_share, (counts @ right) / images.numpy()
 
 
 @dataclass(frozen=True)
@@ -190,25 +214,27 @@ class AblationLoss:
     Attributes
     ----------
     alone
-        Accuracy lost when the component alone is ablated `[c, f]`; negative where that helps. It is
-        0 wherever the others carry the factor too.
+        Accuracy lost when the component alone is ablated `[w, c, f]`; negative where that helps. It
+        is 0 wherever the others carry the factor too.
     joint
         Accuracy lost by ablating the component, on average over all sets of others that are ablated
-        with it (its Banzhaf value), estimated from random halves `[c, f]`.
+        with it (its Banzhaf value), estimated from random halves `[w, c, f]`.
     margin
         Loss of the margin between the true value and the mean of all, the component alone ablated
-        `[c, f]`.
+        `[w, c, f]`.
     full
-        Accuracy with nothing ablated `[f]`.
+        Accuracy with nothing ablated `[w, f]`.
     """
 
-    alone: Float[np.ndarray, "c f"]
-    joint: Float[np.ndarray, "c f"]
-    margin: Float[np.ndarray, "c f"]
-    full: Float[np.ndarray, " f"]
+    alone: Float[np.ndarray, "w c f"]
+    joint: Float[np.ndarray, "w c f"]
+    margin: Float[np.ndarray, "w c f"]
+    full: Float[np.ndarray, "w f"]
 
 
-def ablation_loss(encoded: Encoded, factors: Factors, *, seed: int) -> AblationLoss:
+def ablation_loss(
+    encoded: Encoded, factors: Factors, *, seed: int, weights: Weights | None = None
+) -> AblationLoss:
     """Losses of a linear reader that is fitted on the whole representation.
 
     It is applied to images that it was not fitted on, with components mean-ablated
@@ -219,6 +245,7 @@ def ablation_loss(encoded: Encoded, factors: Factors, *, seed: int) -> AblationL
     The Banzhaf value is the slope of the accuracy on which components are kept, in a least-squares
     fit over random halves and their complements (Hammer and Holzman 1992).
     """
+    weights = once(len(encoded)) if weights is None else weights
     bases, wanted = encoded.bases, factors.one_hot()
     count = len(bases.vectors)
     summing = bases.project(torch.eye(bases.width).expand(count, -1, -1)).double()
@@ -226,8 +253,8 @@ def ablation_loss(encoded: Encoded, factors: Factors, *, seed: int) -> AblationL
     alone = np.eye(count, dtype=np.float32)
     ablated = np.concatenate([np.zeros((1, count)), alone, 1 - kept_halves(count, seed)])
     ablated = ablated.astype(np.float32)
-    right = np.zeros((len(ablated), len(factors.names)))
-    margin = np.zeros((count, len(factors.names)))
+    right = np.zeros((len(weights), len(ablated), len(factors.names)))
+    margin = np.zeros((len(weights), count, len(factors.names)))
     for train, test in folds(len(encoded), seed):
         reader, offset = linear_reader(whole[train], wanted[train])
         mean = torch.from_numpy(encoded.values[train].mean(axis=0)).double()
@@ -235,15 +262,27 @@ def ablation_loss(encoded: Encoded, factors: Factors, *, seed: int) -> AblationL
         for part in np.array_split(test, -(-len(test) // _FEW)):
             centred = encoded.rows(part).double() - mean
             removed = torch.stack([centred[:, s] @ through[s] for s in bases.slices])
-            margin += np.stack([factors.margins(logits, part) for logits in removed])
             lost = (torch.from_numpy(ablated) @ removed.float().flatten(1)).view(
                 len(ablated), len(part), -1
             )
-            right += factors.correct((whole[part] @ reader + offset).float() - lost, part)
-    accuracy = right / len(encoded)
-    joint = banzhaf(1 - ablated[1 + count :], accuracy[1 + count :])
-    full = accuracy[0]
-    return AblationLoss(full - accuracy[1 : 1 + count], joint, margin / len(encoded), full)
+            logits = (whole[part] @ reader + offset).float() - lost
+            right += _weighed(factors.hits(logits, part), weights[:, part])
+            margin += _weighed(factors.margins(removed, part), weights[:, part])
+    images = weights.sum(axis=1, dtype=float).clip(1.0)[:, None, None]
+    accuracy = right / images
+    kept = 1 - ablated[1 + count :]
+    joint = np.stack([banzhaf(kept, one[1 + count :]) for one in accuracy])
+    full = accuracy[:, :1]
+    losses = full - accuracy[:, 1 : 1 + count]
+    return AblationLoss(losses, joint, margin / images, full[:, 0])
+
+
+def _weighed(values: Shaped[np.ndarray, "s m f"], weights: Weights) -> Float[np.ndarray, "w s f"]:
+    """Sums over images, in every redraw."""
+    count, images, width = values.shape
+    flat = values.transpose(1, 0, 2).reshape(images, count * width)
+    kind = np.float64 if values.dtype == np.float64 else np.float32  # counts are exact in both
+    return (weights.astype(kind) @ flat.astype(kind)).reshape(len(weights), count, width)
 
 
 def kept_halves(count: int, seed: int) -> Bool[np.ndarray, "s c"]:
@@ -266,7 +305,8 @@ def clip_agreement(
     features: Mapping[str, Float[Tensor, "k e"]],
     rankings: Mapping[str, Float[np.ndarray, "n k"]],
     orders: Int[np.ndarray, "s n"],
-) -> Float[np.ndarray, "s c f"]:
+    weights: Weights | None = None,
+) -> tuple[Float[np.ndarray, "s c f"], Float[np.ndarray, "w c f"]]:
     """How alike each component and the reference CLIP rank the images for each feature.
 
     Spearman correlation over images, descriptor by descriptor; mean over the descriptors of the
@@ -284,21 +324,51 @@ def clip_agreement(
     orders
         Orders in which CLIP's images are taken: `0 … n-1` for the truth; any other is a control
         that must come out near 0.
+    weights
+        Redraws of the images, in which ranks stay those among all images.
+
+    Returns
+    -------
+    tuple
+        The agreement in each order, and in CLIP's own order in each redraw.
 
     Notes
     -----
     P2 (validation of CompAttribute). P2's script compares two different orders of images; here
     they are the same.
     """
-    result = np.zeros((len(orders), len(encoded.bases.vectors), len(features)))
+    weights = once(len(encoded)) if weights is None else weights
+    counts = weights.astype(np.float32)
+    count = len(encoded.bases.vectors)
+    result = np.zeros((len(orders), count, len(features)))
+    drawn = np.zeros((len(weights), count, len(features)))
     for place, (name, descriptors) in enumerate(features.items()):
         reading = (found.blocks @ descriptors.double().T).float()
         target = ranks(rankings[name]).astype(np.float32)
         own = np.stack([ranks(_read(encoded, c, reading)) for c in encoded.bases.slices])
-        own = own.astype(np.float32).reshape(len(own), -1)
+        own = own.astype(np.float32)
+        flat = own.reshape(count, -1)
         for shuffle, order in enumerate(orders):
-            result[shuffle, :, place] = own @ target[order].ravel() / len(descriptors)
-    return result
+            result[shuffle, :, place] = flat @ target[order].ravel() / len(descriptors)
+        for component, values in enumerate(own):
+            drawn[:, component, place] = _correlations(values, target, counts).mean(axis=1)
+    return result, drawn
+
+
+def _correlations(
+    one: Float[np.ndarray, "n k"], other: Float[np.ndarray, "n k"], counts: Float[np.ndarray, "w n"]
+) -> Float[np.ndarray, "w k"]:
+    """Pearson correlation of each pair of columns in every redraw; 0 where one does not vary."""
+    columns = one.shape[1]
+    sums = counts @ np.concatenate([one, other, one * one, other * other, one * other], axis=1)
+    total = counts.sum(axis=1, keepdims=True).clip(1.0)
+    first, second, square, other_square, product = (
+        sums[:, i * columns : (i + 1) * columns] for i in range(5)
+    )
+    covariance = product - first * second / total
+    spread = (square - first**2 / total) * (other_square - second**2 / total)
+    varies = spread > 1e-9  # of columns of length 1, or 0
+    return np.where(varies, covariance / np.sqrt(np.where(varies, spread, 1.0)), 0.0)
 
 
 def _read(
@@ -317,8 +387,9 @@ def truth_table(
     rankings: Mapping[str, Float[np.ndarray, "n k"]],
     shuffles: int,
     seed: int,
-) -> pd.DataFrame:
-    """Rows of table `truth`, without model, data set and facts on the components.
+    weights: Weights | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of tables `truth` and `redraws`, without model, data set and facts on the components.
 
     Parameters
     ----------
@@ -332,24 +403,43 @@ def truth_table(
         Number of orders of the control.
     seed
         Of folds and shuffles.
+    weights
+        The images and redraws of them, from `redraws.redraw`.
+
+    Returns
+    -------
+    tuple
+        The truths, and the columns of table `redraws` that are truths.
     """
+    weights = once(len(encoded)) if weights is None else weights
     count = len(encoded.bases.vectors)
     table = pd.DataFrame(
         [(name, component) for name in features for component in range(count)],
         columns=["feature", "component"],
     )
-    for column, values in _factor_truths(encoded, found, features, factors, seed).items():
-        wide = pd.DataFrame(values, columns=list(factors.names)).reindex(columns=list(features))
-        table[column] = wide.to_numpy().T.ravel()
-    table["clip"], table["clip_shuffled"] = np.nan, None
+    drawn = table.copy()
+    measured = _factor_truths(encoded, found, features, factors, seed, weights)
+    for column in FACTOR_TRUTHS:
+        table[column], drawn[column] = np.nan, None
+        for place, name in enumerate(factors.names):
+            rows = table["feature"] == name
+            table.loc[rows, column] = measured[column][0, :, place]
+            drawn.loc[rows, column] = _lists(measured[column][1:, :, place])
+    table["clip"], table["clip_shuffled"], drawn["clip"] = np.nan, None, None
     if rankings:
         generator, images = np.random.default_rng(seed), np.arange(len(encoded))
         orders = [images, *(generator.permutation(images) for _ in range(shuffles))]
-        alike = clip_agreement(encoded, found, features, rankings, np.stack(orders))
+        asked = (features, rankings, np.stack(orders), weights)
+        alike, redrawn = clip_agreement(encoded, found, *asked)
         table["clip"] = alike[0].T.ravel()
-        shuffled = alike[1:].transpose(2, 1, 0).reshape(-1, shuffles)
-        table["clip_shuffled"] = list(shuffled.astype(np.float32))
-    return table
+        table["clip_shuffled"] = _lists(alike[1:].transpose(0, 2, 1).reshape(shuffles, -1))
+        drawn["clip"] = _lists(redrawn[1:].transpose(0, 2, 1).reshape(len(weights) - 1, -1))
+    return table, drawn.drop(columns="accuracy")
+
+
+def _lists(values: Float[np.ndarray, "w c"]) -> pd.Series:
+    """The values of each column as one entry."""
+    return pd.Series(list(values.T.astype(np.float32)), dtype=object).array
 
 
 def _factor_truths(
@@ -358,14 +448,14 @@ def _factor_truths(
     features: Mapping[str, Float[Tensor, "k e"]],
     factors: Factors,
     seed: int,
-) -> dict[str, Float[np.ndarray, "c f"]]:
+    weights: Weights,
+) -> dict[str, Float[np.ndarray, "w c f"]]:
     """Column of table `truth` to its values; without values where no factor is known."""
     if not factors.names:
-        nothing = np.zeros((len(encoded.bases.vectors), 0))
-        return dict.fromkeys(FACTOR_TRUTHS, nothing)
-    read, accuracy = decodability(encoded, factors, seed=seed)
-    loss = ablation_loss(encoded, factors, seed=seed)
-    said = decodability_in_words(encoded, found, features, factors, seed=seed)
+        return {}
+    read, accuracy = decodability(encoded, factors, seed=seed, weights=weights)
+    loss = ablation_loss(encoded, factors, seed=seed, weights=weights)
+    said = decodability_in_words(encoded, found, features, factors, seed=seed, weights=weights)
     values = (read, accuracy, said, loss.alone, loss.joint, loss.margin)
     return dict(zip(FACTOR_TRUTHS, values, strict=True))
 

@@ -1,23 +1,24 @@
 """Scores of components held against what is known of them (`truths`).
 
-`agreement` says how well a score's ranking of the components follows a truth's; `confirmed_table`
-whether the component that a score names first is among the best by every truth.
+`validation_table` says how well a score's ranking of the components follows a truth's;
+`confirmed_table` whether the component that a score names first is among the best by both truths of
+a pair. Intervals are over images: scores and truths are taken from the same redraws of them (table
+`redraws`). Axis letters: `c` component, `f` feature, `p` redraw, shuffle or deal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from pipeline_lib.artifacts import TABLES
-from pipeline_lib.intervals import mean_interval
+from pipeline_lib.redraws import spread_interval
 from pipeline_lib.truths import ranks
 
-#: Scores that are held against the truths; `random` deals out the default score at random.
+#: Scores that are held against the truths; `random`: the default one dealt to components at random.
 SCORES = ("score", "score_published", "variance_explained", "random")
 #: Truths, in the order of the tables.
 TRUTHS = (
@@ -38,83 +39,42 @@ VERDICTS = {
 }
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How well a score's ranking of the components follows a truth's.
-
-    Attributes
-    ----------
-    value
-        Spearman correlation over components; the mean over the truth's draws where it has several.
-    low, high
-        Ends of its 95 % interval, by drawing components, or the truth's draws where it has several.
-    top
-        Index of the component with the highest score.
-    percentile
-        Share of components whose truth is not above that component's; 1 where it is the best.
-    """
-
-    value: float
-    low: float
-    high: float
-    top: int
-    percentile: float
-
-
-def agreement(
-    score: Float[np.ndarray, " c"],
-    truth: Float[np.ndarray, "c s"],
-    *,
-    draws: int,
-    seed: int,
-    level: float = 0.95,
-) -> Agreement:
-    """Agreement of a score with a truth of one draw, or of several draws of a control."""
-    found = spearman(score, truth)
-    generator = np.random.default_rng(seed)
-    if len(found) == 1:
-        drawn = generator.integers(0, len(score), (draws, len(score)))
-        likely = (ranks(score[drawn].T) * ranks(truth[:, 0][drawn].T)).sum(axis=0)
-    else:
-        likely = found[generator.integers(0, len(found), (draws, len(found)))].mean(axis=1)
-    low, high = np.quantile(likely, [(1 - level) / 2, (1 + level) / 2])
-    top = int(np.argmax(score))
-    return Agreement(
-        value=float(found.mean()),
-        low=float(low),
-        high=float(high),
-        top=top,
-        percentile=float((truth <= truth[top]).mean()),
-    )
-
-
 def spearman(
-    score: Float[np.ndarray, " c"], truth: Float[np.ndarray, "c s"]
-) -> Float[np.ndarray, " s"]:
-    """Rank correlation with each draw of a truth; 0 where one of the two does not vary.
+    one: Float[np.ndarray, "p c f"], other: Float[np.ndarray, "p c f"], axis: int
+) -> Float[np.ndarray, "p *s"]:
+    """Rank correlation along an axis; 0 where one of the two does not vary along it.
 
-    >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([[10.0], [40.0], [90.0]])).tolist()
-    [1.0]
+    >>> one, other = np.array([[[1.0], [2.0], [3.0]]]), np.array([[[10.0], [40.0], [90.0]]])
+    >>> spearman(one, other, axis=1).tolist()
+    [[1.0]]
     """
-    product = (ranks(score[:, None]) * ranks(truth)).sum(axis=0)
-    return np.clip(np.round(product, 12), -1.0, 1.0)
+    moved = [np.moveaxis(values, axis, 0) for values in (one, other)]
+    first, second = (ranks(values.reshape(len(values), -1)) for values in moved)
+    found = (first * second).sum(axis=0).reshape(moved[0].shape[1:])
+    return np.clip(np.round(found, 12), -1.0, 1.0)
 
 
 def validation_table(
-    scores: pd.DataFrame, truths: pd.DataFrame, *, images: int, draws: int, seed: int
+    scores: pd.DataFrame,
+    truths: pd.DataFrame,
+    redraws: pd.DataFrame,
+    *,
+    images: int,
+    deals: int,
+    seed: int,
 ) -> pd.DataFrame:
     """Rows of table `validation`, without model and data set.
 
     Parameters
     ----------
-    scores, truths
-        Rows of tables `scores` and `truth` of one model.
+    scores, truths, redraws
+        Rows of tables `scores`, `truth` and `redraws` of one model.
     images
         Number of images that the truths were measured on.
-    draws
-        Draws of the intervals.
+    deals
+        Times that scores are dealt to the components at random for the control `random`.
     seed
-        Of the draws, and of the control `random`: scores dealt to the components at random.
+        Of the deals.
 
     Notes
     -----
@@ -125,64 +85,95 @@ def validation_table(
     """
     varying = scores.groupby("component")["variance_explained"].max()
     kept = varying.index[varying > 0]
-    named = scores.drop_duplicates("component").set_index("component")["id"]
-    rows = []
+    named = scores.drop_duplicates("component").set_index("component").loc[kept, "id"].to_numpy()
+    rows: list[tuple[object, ...]] = []
     for truth in TRUTHS:
-        features, known = _values(truths, truth, kept)
+        known = truths[truths[truth].notna() & truths["component"].isin(kept)]
+        features = list(dict.fromkeys(known["feature"]))
         if not features:
             continue
+        measured = _wide(known, truth, kept, features)
+        shuffled = truth == "clip_shuffled"
         for column in SCORES:
-            found = _scores(scores, column, kept, features, seed)
-            pairs = list(zip(found.T, known.transpose(1, 0, 2), strict=True))
-            each = [agreement(*pair, draws=draws, seed=seed) for pair in pairs]
-            for feature, one in zip(features, each, strict=True):
-                top = named[kept[one.top]]
-                value = (one.value, one.low, one.high, one.percentile, str(top))
-                rows.append((truth, "components", feature, column, *value))
-            over = {"components": [spearman(*pair).mean() for pair in pairs]}
-            if len(features) > 2:
-                each_row = zip(found, known, strict=True)
-                over["features"] = [spearman(*pair).mean() for pair in each_row]
-            for across, values in over.items():
-                low, high = mean_interval(np.array(values), draws=draws, seed=seed)
-                mean = float(np.mean(values))
-                rows.append((truth, across, "", column, mean, low, high, np.nan, ""))
+            dealt = column == "random"
+            one = _wide(scores, "score" if dealt else column, kept, features)
+            if dealt:
+                pair = _dealt(one, deals, seed), measured[np.arange(deals) % len(measured)]
+            elif shuffled:
+                pair = np.broadcast_to(one, measured.shape), measured
+            else:
+                again = [_wide(redraws, name, kept, features) for name in (column, truth)]
+                pair = np.concatenate([one, again[0]]), np.concatenate([measured, again[1]])
+            ends = _middle if dealt or shuffled else _errors
+            rows += [(truth, *row) for row in _rows(column, features, named, pair, ends)]
     columns = ["truth", "across", "feature", "score", "value", "low", "high", "percentile", "top"]
     return pd.DataFrame(rows, columns=columns).assign(n=images)
 
 
-def _values(
-    truths: pd.DataFrame, column: str, kept: pd.Index
-) -> tuple[list[str], Float[np.ndarray, "c f s"]]:
-    """Features of which a truth is known, and its values (or draws of values)."""
-    known = truths[truths[column].notna() & truths["component"].isin(kept)]
-    features = list(dict.fromkeys(known["feature"]))
-    ordered = known.sort_values("component", kind="stable")
-    values = [np.stack(ordered.loc[ordered["feature"] == f, column].tolist()) for f in features]
-    if not features:
-        return [], np.zeros((len(kept), 0, 1))
-    return features, np.stack(values, axis=1).reshape(len(kept), len(features), -1)
+def _rows(
+    column: str,
+    features: Sequence[str],
+    named: Sequence[str],
+    pair: tuple[Float[np.ndarray, "p c f"], Float[np.ndarray, "p c f"]],
+    ends: Callable[[Float[np.ndarray, " p"]], tuple[float, float, float]],
+) -> Iterator[tuple[object, ...]]:
+    """Agreement of a score with a truth, feature by feature, and the means."""
+    one, other = pair
+    between = spearman(one, other, axis=1)
+    for place, feature in enumerate(features):
+        top = one[:, :, place].argmax(axis=1)
+        at_top = np.take_along_axis(other[:, :, place], top[:, None], axis=1)
+        percentile = (other[:, :, place] <= at_top).mean(axis=1)
+        if ends is _errors:
+            percentile = percentile[:1]  # of the images themselves
+        first = "" if column == "random" else named[top[0]]
+        found = ends(between[:, place])
+        yield "components", feature, column, *found, float(percentile.mean()), str(first)
+    yield "components", "", column, *ends(between.mean(axis=1)), np.nan, ""
+    if len(features) > 2:
+        within = spearman(one, other, axis=2).mean(axis=1)
+        yield "features", "", column, *ends(within), np.nan, ""
 
 
-def _scores(
-    scores: pd.DataFrame, column: str, kept: pd.Index, features: Sequence[str], seed: int
-) -> Float[np.ndarray, "c f"]:
-    dealt = column == "random"
-    wide = scores.pivot(
-        index="component", columns="feature", values="score" if dealt else column
-    ).loc[kept, list(features)]
-    found = wide.to_numpy()
-    return np.random.default_rng(seed).permuted(found, axis=0) if dealt else found
+def _errors(found: Float[np.ndarray, " p"]) -> tuple[float, float, float]:
+    """What was found on the images, and its interval from what was on redraws of them."""
+    low, high = spread_interval(found[0], found[1:])
+    return float(found[0]), max(float(low), -1.0), min(float(high), 1.0)
 
 
-def confirmed_table(scores: pd.DataFrame, truths: pd.DataFrame) -> pd.DataFrame:
+def _middle(found: Float[np.ndarray, " p"]) -> tuple[float, float, float]:
+    """Mean of a control, and the middle 95 % of it."""
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(found.mean()), float(low), float(high)
+
+
+def _wide(
+    table: pd.DataFrame, column: str, kept: pd.Index, features: Sequence[str]
+) -> Float[np.ndarray, "p c f"]:
+    """A column of numbers (one `p`) or of lists of them, by component and feature."""
+    found = table.set_index(["component", "feature"])[column]
+    index = pd.MultiIndex.from_product([kept, features])
+    values = np.stack([np.atleast_1d(value) for value in found.loc[index]]).astype(float)
+    return np.moveaxis(values.reshape(len(kept), len(features), -1), 2, 0)
+
+
+def _dealt(scores: Float[np.ndarray, "1 c f"], deals: int, seed: int) -> Float[np.ndarray, "p c f"]:
+    """Each feature's scores dealt to the components at random."""
+    many = np.repeat(scores, deals, axis=0)
+    return np.random.default_rng(seed).permuted(many, axis=1)
+
+
+def confirmed_table(
+    scores: pd.DataFrame, truths: pd.DataFrame, redraws: pd.DataFrame
+) -> pd.DataFrame:
     """Rows of table `confirmed`, without model and data set: known factors, by each of `NAMING`.
 
     The component with the highest score is confirmed where it is in the top decile of both truths
     of a pair of `VERDICTS`: fewer than a tenth of the components have a larger one, and the median
     component has a smaller one. Ablation alone cannot confirm where a factor is carried by several
     components: then no single one is missed. `candidates` (and so on) counts the components that
-    both truths would confirm; where there is none, no score could be confirmed.
+    both truths would confirm; where there is none, no score could be confirmed. `confirmed_share`
+    is how often the first component of a redraw of the images is confirmed by the truths there.
     """
     rows = []
     for feature, part in scores.groupby("feature", sort=False):
@@ -190,30 +181,58 @@ def confirmed_table(scores: pd.DataFrame, truths: pd.DataFrame) -> pd.DataFrame:
         known = truths[truths["feature"] == feature].set_index("component")
         if known[list(CONFIRMING)].isna().any(axis=None):
             continue
-        measured = known.loc[part["component"], list(CONFIRMING)]
+        again = redraws[redraws["feature"] == feature].set_index("component")
+        measured = {
+            truth: np.concatenate(
+                [
+                    known.loc[part["component"], [truth]].to_numpy(dtype=float).T,
+                    np.stack(again.loc[part["component"], truth]).T,
+                ]
+            )
+            for truth in CONFIRMING
+        }
         for by in NAMING:
-            place = int(part[by].to_numpy().argmax())
-            fact = {"feature": feature, "by": by, "top": part["id"].iloc[place]}
-            fact |= {"score": float(part[by].iloc[place]), "components": len(part)}
-            rows.append(fact | _verdicts(measured, part["id"].tolist(), place))
+            drawn = np.stack(again.loc[part["component"], by]).T
+            first = np.concatenate([part[by].to_numpy()[None], drawn]).argmax(axis=1)
+            fact = {"feature": feature, "by": by, "top": part["id"].iloc[first[0]]}
+            fact |= {"score": float(part[by].iloc[first[0]]), "components": len(part)}
+            rows.append(fact | _verdicts(measured, part["id"].tolist(), first))
     declared = [column.name for column in TABLES["confirmed"].columns]
     return pd.DataFrame(rows, columns=[name for name in declared if name not in _OF_RUN])
 
 
-def _verdicts(measured: pd.DataFrame, ids: Sequence[str], place: int) -> dict[str, object]:
-    """Where the component at `place` stands in each truth, and which truths confirm it."""
+def _verdicts(
+    measured: Mapping[str, Float[np.ndarray, "p c"]],
+    ids: Sequence[str],
+    first: Int[np.ndarray, " p"],
+) -> dict[str, object]:
+    """Where the first component stands in each truth, and which truths confirm it.
+
+    The first row is of the images themselves, the others are of redraws.
+    """
     fact: dict[str, object] = {}
-    among = {}
-    for truth in CONFIRMING:
-        values = measured[truth].to_numpy()
-        percentiles = (values[:, None] >= values).mean(axis=1)
-        median = float(np.median(values))
-        among[truth] = (percentiles > DECILE) & (values > median)
-        fact |= {f"{truth}_value": float(values[place]), f"{truth}_median": median}
-        fact[f"{truth}_percentile"] = float(percentiles[place])
-        fact[f"{truth}_best"] = ids[int(np.argmax(values))]
+    place = first[0]
+    for truth, values in measured.items():
+        low, high = spread_interval(values[0, place], values[1:, place])
+        fact |= {
+            f"{truth}_value": float(values[0, place]),
+            f"{truth}_low": float(low),
+            f"{truth}_high": float(high),
+            f"{truth}_percentile": float((values[0] <= values[0, place]).mean()),
+            f"{truth}_median": float(np.median(values[0])),
+            f"{truth}_best": ids[int(values[0].argmax())],
+        }
+    among = {truth: _top_decile(values) for truth, values in measured.items()}
     for end, (one, other) in VERDICTS.items():
         both = among[one] & among[other]
-        fact[f"confirmed{end}"] = bool(both[place])
-        fact[f"candidates{end}"] = int(both.sum())
+        verdicts = both[np.arange(len(first)), first]
+        fact[f"confirmed{end}"] = bool(verdicts[0])
+        fact[f"confirmed{end}_share"] = float(verdicts[1:].mean())
+        fact[f"candidates{end}"] = int(both[0].sum())
     return fact
+
+
+def _top_decile(values: Float[np.ndarray, "p c"]) -> Bool[np.ndarray, "p c"]:
+    """Components that fewer than a tenth have more than, and the median one has less than."""
+    percentiles = (values[:, :, None] >= values[:, None, :]).mean(axis=2)
+    return (percentiles > DECILE) & (values > np.median(values, axis=1, keepdims=True))

@@ -24,6 +24,8 @@ APPLICATIONS = (
     "spurious_summary",
     "code_summary",
 )
+#: Scores of the table factor by factor.
+_BY_FACTOR = ("score", "score_published", "random")
 _NAMES = {
     "score": "score",
     "score_published": "score, published form",
@@ -41,7 +43,8 @@ def validation_page(tables: Mapping[str, pd.DataFrame], made: Mapping[str, str])
         Tables confirmed, validation, truth, map_metrics, labels and reconstruction of all models;
         those of `APPLICATIONS` that the run has.
     made
-        Command, date, machine, and name of the run.
+        Command, date, machine, and name of the run; `kinship`, a sentence on models that are not
+        independent of each other, or ''.
     """
     images = int(tables["validation"]["n"].max())
     parts = [
@@ -55,7 +58,10 @@ def validation_page(tables: Mapping[str, pd.DataFrame], made: Mapping[str, str])
         "linear reader of the whole representation loses when the component is replaced by its "
         "mean; *joint loss*, the same on average over sets of others replaced with it; *margin "
         "loss*, as ablation loss but for the reader's margin; *clip*, Spearman correlation over "
-        "images of what the component and the reference CLIP say of the feature's words.",
+        "images of what the component and the reference CLIP say of the feature's words. Numbers "
+        "in brackets are 95 % intervals over images: 1.96 standard errors from redraws of them "
+        "(the table `redraws`), scores and truths taken from the same ones; readers are not fitted "
+        f"anew.{made['kinship']}",
         _confirmed(tables["confirmed"]),
         _agreement(tables["validation"]),
         _by_factor(tables["validation"]),
@@ -82,10 +88,12 @@ def _confirmed(table: pd.DataFrame) -> str:
         "For each known factor the component with the highest score, its value in the truths and "
         "its place in them among the components that vary. Confirmed: in both truths of a pair "
         f"fewer than {1 - DECILE:.0%} of the components are above it, and the median component is "
-        "below it. Aimed at: colour, shape, texture and scene in CLIP and in three other models, "
-        "by the first pair. The other pairs were added after its count was known. Ablation loss is "
-        "0 where several components carry a factor, since one of them alone is not missed: *joint "
-        "loss* is what it costs on average when random halves of the others are ablated too. "
+        "below it; in brackets the share of redraws of the images in which the first component "
+        "there is confirmed by the truths there. Aimed at: colour, shape, texture and scene in "
+        "CLIP and in three other models, by the first pair. The other pairs were added after its "
+        "count was known. Ablation loss is 0 where several components carry a factor, since one of "
+        "them alone is not missed: *joint loss* is what it costs on average when random halves of "
+        "the others are ablated too. "
         "Decodability is easier for a component of many coordinates, in whatever direction they "
         "say it: *decodability in words* reads the same few numbers of every component, what it "
         "says in the directions of the factor's words. `docs/scores.md` says in which order scores "
@@ -113,9 +121,13 @@ def _tops(table: pd.DataFrame) -> str:
         cells = [row["model"], row["feature"], f"`{row['top']}`", f"{row['score']:.2f}"]
         for truth in CONFIRMING:
             place = 1 + round((1 - row[f"{truth}_percentile"]) * row["components"])
-            cells.append(f"{row[f'{truth}_value']:.3f} ({place} of {row['components']})")
-        verdicts = [row[f"confirmed{end}"] for end in VERDICTS]
-        rows.append([*cells, *("yes" if verdict else "**no**" for verdict in verdicts)])
+            ends = [f"{row[f'{truth}_{end}']:.3f}" for end in ("value", "low", "high")]
+            value, low, high = ends
+            cells.append(f"{value} [{low}, {high}] ({place} of {row['components']})")
+        for end in VERDICTS:
+            verdict = "yes" if row[f"confirmed{end}"] else "**no**"
+            cells.append(f"{verdict} ({row[f'confirmed{end}_share']:.0%})")
+        rows.append(cells)
     head = ["model", "factor", "first component", "score"]
     truths = [name.replace("_", " ") for name in CONFIRMING]
     return _table([*head, *truths, "confirmed", "jointly", "in words"], rows)
@@ -131,9 +143,11 @@ def _agreement(table: pd.DataFrame) -> str:
     text = (
         "## How well does a score's ranking follow the truths?\n\n"
         "Spearman correlation *between* components (for each factor the components are ranked; "
-        "mean over factors, interval by drawing factors) and *within* components (for each "
-        "component its factors are ranked; mean over components, interval by drawing components). "
-        "Scores dealt to the components at random stand beside.\n\n"
+        "mean over factors) and *within* components (for each component its factors are ranked; "
+        "mean over components). Beside them the default scores dealt to the components at random: "
+        "the mean over deals and the middle 95 % of them, which a score must leave to say "
+        "something. Dealt scores keep what all components have in common for a factor, so within "
+        "components the mean need not be 0.\n\n"
     )
     rows = []
     means = table[table["feature"] == ""]
@@ -155,21 +169,21 @@ def _within(row: Mapping[str, Any], name: str) -> str:
 
 
 def _by_factor(table: pd.DataFrame) -> str:
-    chosen = table[(table["score"] == "score") & (table["across"] == "components")]
-    chosen = chosen[(chosen["feature"] != "") & (chosen["truth"] != "clip_shuffled")]
+    chosen = table[(table["across"] == "components") & (table["feature"] != "")]
+    chosen = chosen[(chosen["truth"] != "clip_shuffled") & chosen["score"].isin(_BY_FACTOR)]
     features = list(dict.fromkeys(chosen["feature"]))
     rows = []
-    for (model, truth), part in chosen.groupby(["model", "truth"], sort=False):
-        found = part.set_index("feature")["value"]
-        rows.append(
-            [model, truth, *(f"{found[name]:.2f}" if name in found else "" for name in features)]
-        )
+    for (model, truth, score), part in chosen.groupby(["model", "truth", "score"], sort=False):
+        found = part.set_index("feature")
+        cells = [_interval(found.loc[name]) if name in found.index else "" for name in features]
+        rows.append([model, truth, _NAMES[score], *cells])
     text = (
         "### Factor by factor\n\n"
-        "The default score against each truth, between components. Factors that the models hardly "
-        "carry (their decodability is near 0 in every component) cannot agree with anything.\n\n"
+        "The default score, the published one and the default one dealt at random against each "
+        "truth, between components. Factors that the models hardly carry (their decodability is "
+        "near 0 in every component) cannot agree with anything.\n\n"
     )
-    return text + _table(["model", "truth", *features], rows)
+    return text + _table(["model", "truth", "score", *features], rows)
 
 
 def _control(table: pd.DataFrame, truths: pd.DataFrame) -> str:
@@ -195,7 +209,8 @@ def _control(table: pd.DataFrame, truths: pd.DataFrame) -> str:
         )
     text = (
         "## Control: shuffled images\n\n"
-        f"The same with CLIP's images in {draws.shape[1]} random orders, which must give nothing. "
+        f"The same with CLIP's images in {draws.shape[1]} random orders, which must give nothing: "
+        "the mean over the orders and the middle 95 % of them. "
         "The last columns are the correlations over images themselves: the largest mean over the "
         "orders of any component and feature, their mean size in a single order, and the share "
         "below 0.05 in a single order.\n\n"

@@ -37,7 +37,7 @@ TINY = yaml.safe_load((ROOT / "config" / "test.yaml").read_text("utf-8"))
 
 PROFILE = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text("utf-8"))
 
-#: What may run again in the default profile, and the size up to which files are compared by content.
+#: What may run again in the default profile, and the size up to which content is compared.
 TRIGGERS = PROFILE["rerun-triggers"]
 COMPARED = parse_size_in_bytes(PROFILE["max-checksum-file-size"])
 

@@ -27,7 +27,7 @@ LAYERS = (
         "passes", "classify", "ablation", "ablation_plan", "retrieval", "heatmaps", "segmentation",
         "segmentation_counts", "baseline_maps", "token_recipes", "retrieval_metrics",
         "retrieval_truth", "groups", "repair", "class_token", "mapped", "retrieval_ways", "codes",
-        "spurious", "products", "search", "bars", "intervals",
+        "spurious", "products", "search", "bars", "intervals", "redraws",
     },
     {
         "models", "listing", "manifest", "store_layout", "store", "dumps", "labelled",

@@ -129,14 +129,14 @@ class _Lookup:
         return card
 
     def _values(self, key: tuple[str, int], component: str) -> dict[str, list[float | None]]:
-        """Measure to its value, or to value, low, high and p where these are known."""
+        """Measure to its value, or to value, low, high and q where these are known."""
         values: dict[str, list[float | None]] = {}
         labels, scores = self._labels.get(key), self._scores.get(key)
         if labels is not None and not is_absent(float(labels["strength"].iloc[0])):
             names = ("strength", "strength_low", "strength_high")
             values["strength"] = [_short(labels[name].iloc[0]) for name in names]
         for row in scores.to_dict("records") if scores is not None else ():
-            known = ("score", "low", "high", "p_value")
+            known = ("score", "low", "high", "q_value")
             values[f"score:{row['feature']}"] = [_short(row[name]) for name in known]
         for target, losses in self._drops.get(key[0], {}).items():
             if component in losses:
@@ -196,7 +196,7 @@ def _role(roles: pd.DataFrame | None) -> dict[str, Any] | None:
         return None
     row = roles.iloc[0]
     said = {"name": row["role"], "texts": int(row["texts_in_role"]), "of": int(row["texts"])}
-    return said | {name: _short(row[name]) for name in ("share", "margin", "p_value")}
+    return said | {name: _short(row[name]) for name in ("share", "margin", "q_value")}
 
 
 def _neighbours(near: pd.DataFrame | None) -> list[list[Any]]:

@@ -51,7 +51,9 @@ def test_the_same_things_make_jobs_run_again_through_all_profiles(profile: str) 
 
 def test_a_table_of_a_large_shard_is_compared_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "shard.parquet").write_bytes(bytes(3_000_000))
-    rule = 'rule dump:\n    input: "shard.parquet"\n    output: "dump"\n    shell: "touch {output}"\n'
+    rule = (
+        'rule dump:\n    input: "shard.parquet"\n    output: "dump"\n    shell: "touch {output}"\n'
+    )
     (tmp_path / "Snakefile").write_text(rule)
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--directory", str(tmp_path)]
     command += ["--snakefile", str(tmp_path / "Snakefile")]

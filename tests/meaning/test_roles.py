@@ -36,15 +36,16 @@ def labels(*components: list[tuple[str, float]]) -> pd.DataFrame:
 
 
 def test_one_category_throughout_is_a_clear_role() -> None:
-    same = [("colour", 0.3), ("colour", 0.2), ("colour", 0.1), ("colour", 0.1), ("shape", 0.1)]
+    same = [("colour", gain) for gain in (0.3, 0.1, 0.1, 0.1, 0.1)] + [("shape", 0.1)]
     mixed = [("colour", 0.2), ("shape", 0.2), ("food", 0.15), ("style", 0.15), ("shape", 0.02)]
     table = role_table(labels(same, mixed), found([1, 1]), POOL, draws=500, seed=0)
     assert table["role"].tolist() == ["colour", NO_ROLE]
     assert table["share"][0] == pytest.approx(7 / 8)
     assert table["margin"][0] == pytest.approx(6 / 8)
-    assert table["texts_in_role"].tolist() == [4, 2]
-    assert table["texts"].tolist() == [5, 5]
-    assert table["p_value"][0] < 0.05 < table["p_value"][1]
+    assert table["texts_in_role"].tolist() == [5, 2]
+    assert table["texts"].tolist() == [6, 5]
+    assert table["p_value"][0] < 0.025 and 0.05 < table["p_value"][1]
+    assert table["q_value"][0] == pytest.approx(2 * table["p_value"][0])
     assert table["entropy"][0] < table["entropy"][1] <= 1.0
 
 
@@ -69,6 +70,7 @@ def test_p_values_of_meaningless_categories_are_uniform() -> None:
     table = role_table(labels(*parts), _many(200), POOL, draws=200, seed=2)
     assert (table["p_value"] <= 0.05).mean() < 0.12
     assert 0.3 < table["p_value"].mean() < 0.85
+    assert set(table["role"]) == {NO_ROLE}  # of 200 by chance, some at p = 0.05 and none at q
 
 
 def _many(count: int) -> Moments:

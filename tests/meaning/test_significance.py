@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,15 +11,17 @@ import torch
 
 from pipeline_lib.coordinates import Encoded, Source, encode
 from pipeline_lib.maps import identity_maps
+from pipeline_lib.redraws import redraw
 from pipeline_lib.scores import Moments, moments, score_components
 from pipeline_lib.significance import (
+    add_chance,
     add_margins,
     add_statistics,
-    bootstrap_scores,
     bootstrap_strengths,
     carriers,
     p_values,
     random_scores,
+    redrawn_scores,
 )
 
 C, E = 4, 10
@@ -39,22 +43,37 @@ def planted(n: int = 800, seed: int = 0) -> tuple[Encoded, Moments, dict[str, to
     return encoded, moments(encoded, identity_maps(E)), features
 
 
-def test_draws_without_chance_give_the_score_itself(monkeypatch) -> None:
+def interval(encoded: Encoded, found: Moments, feature: torch.Tensor, seed: int):
+    """Ends of the interval of every component's score for one feature."""
+    weights = redraw(found.n, 100, seed)
+    table = score_components(found, {"a": feature})
+    drawn = redrawn_scores(encoded, found, {"a": feature}, weights)
+    table = add_statistics(table, drawn, found, {"a": feature}, draws=2, seed=0)
+    return table["low"].to_numpy(), table["high"].to_numpy()
+
+
+def test_draws_without_chance_give_the_score_itself() -> None:
     encoded, found, features = planted()
-
-    class Ones:
-        def poisson(self, mean: float, shape: tuple[int, int]) -> np.ndarray:
-            return np.ones(shape)
-
-    monkeypatch.setattr("numpy.random.default_rng", lambda seed: Ones())
-    bounds = bootstrap_scores(encoded, found, features, draws=2, seed=0)
+    weights = np.ones((3, found.n), np.uint8)
     table = score_components(found, features)
-    for name in features:
-        score = table.loc[table["feature"] == name, "score"]
-        for end in bounds[name]:
-            np.testing.assert_allclose(end, score, atol=1e-5)
-    for end in bootstrap_strengths(encoded, found, draws=2, seed=0):
+    drawn = redrawn_scores(encoded, found, features, weights)
+    assert drawn[["feature", "component"]].equals(table[["feature", "component"]])
+    for name in ("score", "score_published", "variance_explained"):
+        for one in np.stack(drawn[name]).T:
+            np.testing.assert_allclose(one, table[name], atol=1e-5)
+    for end in bootstrap_strengths(encoded, found, weights):
         np.testing.assert_allclose(end, found.strengths, atol=1e-5)
+
+
+def test_a_redraw_scores_as_images_that_are_there_twice() -> None:
+    """Weights of 2 and 0 give the scores of those images alone."""
+    encoded, found, features = planted(n=600)
+    weights = np.stack([np.ones(600), 2 * (np.arange(600) % 2)]).astype(np.uint8)
+    drawn = redrawn_scores(encoded, found, features, weights)
+    some = replace(encoded, values=encoded.values[1::2])
+    table = score_components(moments(some, identity_maps(E)), features)
+    for name in ("score", "score_published", "variance_explained"):
+        np.testing.assert_allclose(np.stack(drawn[name])[:, 0], table[name], atol=1e-5)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
@@ -62,9 +81,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     inside, widths = [], []
     for seed in range(0, 400, 10):
         encoded, found, features = planted(n=200, seed=seed)
-        low, high = bootstrap_scores(
-            encoded, found, {"colour": features["colour"]}, draws=100, seed=seed
-        )["colour"]
+        low, high = interval(encoded, found, features["colour"], seed)
         truth = (9 + 0.09) / (9 + 3 + C * 0.09)
         inside.append(low[1] <= truth <= high[1])
         widths.append(high[1] - low[1])
@@ -76,7 +93,7 @@ def test_more_images_narrow_the_interval() -> None:
     widths = []
     for n in (200, 3200):
         encoded, found, features = planted(n=n)
-        low, high = bootstrap_scores(encoded, found, features, draws=100, seed=0)["colour"]
+        low, high = interval(encoded, found, features["colour"], seed=0)
         widths.append(high[1] - low[1])
     assert widths[1] < 0.5 * widths[0]
 
@@ -87,7 +104,7 @@ def test_intervals_of_direct_effects_hold_those_of_many_images() -> None:
     inside = []
     for seed in range(2, 402, 20):
         encoded, found, _ = planted(n=300, seed=seed)
-        low, high = bootstrap_strengths(encoded, found, draws=100, seed=seed)
+        low, high = bootstrap_strengths(encoded, found, redraw(300, 100, seed))
         assert (low < high).all()
         inside.append((low <= truth) & (truth <= high))
     assert 0.85 <= np.mean(inside) < 1.0
@@ -141,10 +158,23 @@ def test_carriers_by_hand(scores: list[float], expected: int) -> None:
 def test_table_gets_all_columns_and_the_same_ones_again() -> None:
     encoded, found, features = planted()
     table = score_components(found, features)
-    first = add_statistics(table, encoded, found, features, draws=50, seed=3)
+    drawn = redrawn_scores(encoded, found, features, redraw(found.n, 50, seed=3))
+    first = add_statistics(table, drawn, found, features, draws=50, seed=3)
     assert len(first) == len(table)
     assert (first["low"] <= first["score"] + 0.02).all()
     assert (first["score"] <= first["high"] + 0.02).all()
-    pd.testing.assert_frame_equal(
-        first, add_statistics(table, encoded, found, features, draws=50, seed=3)
-    )
+    again = add_statistics(table, drawn, found, features, draws=50, seed=3)
+    pd.testing.assert_frame_equal(first, again)
+
+
+def test_q_values_are_those_of_all_rows_and_hold_their_rate() -> None:
+    """Exactly the carriers are discovered."""
+    _, found, features = planted()
+    table = add_chance(score_components(found, features), found, features, draws=2000, seed=0)
+    ordered = table.sort_values("p_value")
+    steps = ordered["p_value"] * len(table) / np.arange(1, len(table) + 1)
+    want = steps[::-1].cummin()[::-1].clip(upper=1.0)
+    np.testing.assert_allclose(ordered["q_value"], want)
+    carried = {("colour", 1), ("colour", 2), ("shape", 3)}
+    found_ = table[table["q_value"] <= 0.05]
+    assert set(zip(found_["feature"], found_["component"], strict=True)) == carried

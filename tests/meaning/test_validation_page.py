@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
+from pipeline_lib.validation import CONFIRMING, VERDICTS
 from pipeline_lib.validation_page import validation_page
 
 MADE = {"command": "make it", "date": "2026-01-02", "machine": "a machine", "run": "try"}
+MADE |= {"kinship": " A was started from B."}
 
 
 def confirmed() -> pd.DataFrame:
@@ -19,6 +21,10 @@ def confirmed() -> pd.DataFrame:
     columns = ["model", "by", "joint_loss_percentile", "confirmed_jointly", "confirmed_in_words"]
     table = pd.DataFrame(rows, columns=columns).assign(feature="colour", top="b1/head0", score=0.5)
     table = table.assign(decodability_value=0.75, ablation_loss_value=0.0, joint_loss_value=0.2)
+    table = table.assign(
+        **{f"{name}_{end}": 0.5 for name in CONFIRMING for end in ("low", "high")},
+        **{f"confirmed{end}_share": 0.125 for end in VERDICTS},
+    )
     return table.assign(
         decodability_percentile=1.0,
         ablation_loss_percentile=1.0,
@@ -76,12 +82,18 @@ def test_good_and_bad_results_are_on_the_page() -> None:
     assert f"| score | {nothing} | {half} | {nothing} |" in page
     assert f"| score, published form | {nothing} | {half} | {whole} |" in page
     assert f"| any component | {nothing} | {half} | {whole} |" in page
-    first = "| clip | colour | `b1/head0` | 0.50 | 0.750 (1 of 20) | 0.000 (1 of 20) |"
-    assert f"{first} 0.200 (1 of 20) | 0.050 (2 of 20) | **no** | yes | **no** |" in page
-    assert page.index(f"{first} 0.200 (1 of 20) | 0.050 (2 of 20) | **no** | yes | yes |") > (
+    ends = "[0.500, 0.500]"
+    first = f"| clip | colour | `b1/head0` | 0.50 | 0.750 {ends} (1 of 20) | 0.000 {ends} (1 of 20)"
+    others = f"| 0.200 {ends} (1 of 20) | 0.050 {ends} (2 of 20)"
+    no, yes = "**no** (12%)", "yes (12%)"
+    assert f"{first} {others} | {no} | {yes} | {no} |" in page
+    assert page.index(f"{first} {others} | {no} | {yes} | {yes} |") > (
         page.index("### First by score, published form")
     )
-    assert "| 0.200 (9 of 20) | 0.050 (2 of 20) | **no** | **no** | yes |" in page
+    assert f"| 0.200 {ends} (9 of 20) | 0.050 {ends} (2 of 20) | {no} | {no} | {yes} |" in page
+    assert "not fitted anew. A was started from B." in page
+    assert "| clip | decodability | score | 0.25 [-0.50, 0.50] |" in page
+    assert "| clip | decodability | dealt at random | 0.00 [-0.50, 0.50] |" in page
     assert "| deit | decodability | between | 0.25 [-0.50, 0.50] | 0.00 [-0.50, 0.50] |" in page
     assert "| 0.25 [-0.50, 0.50] |  | 0.035 | 0.045 | 50.0% |" in page
     assert "| deit | ridge | chosen | 9 | 0.800 [0.250, 0.875] | 0.500 [0.250, 0.875] |" in page

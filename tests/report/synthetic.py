@@ -270,12 +270,13 @@ def _write_scores(
                     share - 0.02,
                     share + 0.02,
                     0.01,
+                    0.02,
                     share - float(np.delete(signal[row.component], place).max()),
                 )
             )
     names = ["model", "dataset", "feature", "component", "id", "kind", "layer", "block", "head"]
     names += ["score", "score_published", "covariance", "variance_explained"]
-    names += ["low", "high", "p_value", "margin"]
+    names += ["low", "high", "p_value", "q_value", "margin"]
     base = run / "scores" / model
     table = pd.DataFrame(scores, columns=names)
     write_table("scores", table, base / "world.scores.parquet", PROVENANCE)
@@ -335,7 +336,8 @@ def _roles(labels: pd.DataFrame) -> pd.DataFrame:
         facts = ["model", "dataset", "component", "id", "kind", "layer", "head"]
         row = part.iloc[0][facts].to_dict()
         row |= {"role": first if share > 0.5 else NO_ROLE, "share": share, "margin": share - second}
-        row |= {"p_value": 0.01 if share > 0.5 else 0.4, "texts_in_role": count}
+        chance = 0.01 if share > 0.5 else 0.4
+        row |= {"p_value": chance, "q_value": chance, "texts_in_role": count}
         rows.append(row | {"texts": len(part), "entropy": 0.5, "effective_rank": 4.0})
     return pd.DataFrame(rows)
 
@@ -376,11 +378,13 @@ def _write_known(run: Path) -> None:
         for place, feature in enumerate(FEATURES):
             best = ids[-2 - place]
             measured = {"value": 0.8, "percentile": 1.0 - 0.1 * place, "median": 0.1, "best": best}
+            measured |= {"low": 0.7, "high": 0.9}
             row = {"feature": feature, "top": best, "score": 0.3, "components": len(ids)}
             for name in CONFIRMING:
                 row |= {f"{name}_{key}": value for key, value in measured.items()}
             for end in VERDICTS:
                 row |= {f"confirmed{end}": place == 0 and not end, f"candidates{end}": 1}
+                row[f"confirmed{end}_share"] = 0.9 if row[f"confirmed{end}"] else 0.1
             confirmed += [base | row | {"by": by} for by in NAMING]
             where = {"depth": 0.9 - 0.2 * place, "depth_spread": 0.1, "carriers": 3}
             share = {

@@ -121,7 +121,7 @@ def test_a_component_opens_its_card(opened, run):
         assert heading in words
     role = run["roles"].query("model == 'deit' and id == 'blocks.5.attn/head1'").iloc[0]
     assert f"{100 * role['share']:.0f}\u202f%" in find(opened, "#card").text
-    assert f"p = {role['p_value']:.3f}" in find(opened, "#card").text
+    assert f"q = {role['q_value']:.3f}" in find(opened, "#card").text
     assert len(find_all(opened, "#card img")) == 6
     other = find(opened, "#card .component[data-model=swin]")
     name = other.text

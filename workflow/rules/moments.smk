@@ -106,7 +106,7 @@ rule scores_of_moments:
         version=STAGE_VERSIONS["scores"],
         texts_per_component=lambda wildcards: CONFIG.scores.texts_per_component,
         method=lambda wildcards: CONFIG.scores.method,
-        draws=200,
+        draws=2000,
         seed=CONFIG.seed,
     log:
         f"{RESULTS}/logs/scores_of_moments/{{model}}/{{dataset}}.log",

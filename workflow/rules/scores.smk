@@ -1,9 +1,9 @@
 # Scores: how much of each feature every component carries, the texts that explain it, and what is
 # known of it from the images' factors and from the reference CLIP's ranking. Reads the dump of one
 # model on one data set, its maps and the text embeddings of its CLIP space; writes
-# scores/{model}/{dataset}.{scores,labels,roles,hierarchy,truth,reconstruction}.parquet.
+# scores/{model}/{dataset}.{scores,labels,roles,hierarchy,truth,redraws,reconstruction}.parquet.
 
-SCORE_TABLES = ["scores", "labels", "roles", "hierarchy", "truth", "reconstruction"]
+SCORE_TABLES = ["scores", "labels", "roles", "hierarchy", "truth", "redraws", "reconstruction"]
 
 
 def reconstruction_steps():
@@ -26,13 +26,15 @@ rule scores:
         roles=f"{RESULTS}/scores/{{model}}/{{dataset}}.roles.parquet",
         hierarchy=f"{RESULTS}/scores/{{model}}/{{dataset}}.hierarchy.parquet",
         truth=f"{RESULTS}/scores/{{model}}/{{dataset}}.truth.parquet",
+        redraws=f"{RESULTS}/scores/{{model}}/{{dataset}}.redraws.parquet",
         reconstruction=f"{RESULTS}/scores/{{model}}/{{dataset}}.reconstruction.parquet",
     params:
         version=STAGE_VERSIONS["scores"],
         texts_per_component=lambda wildcards: CONFIG.scores.texts_per_component,
         method=lambda wildcards: CONFIG.scores.method,
         steps=lambda wildcards: reconstruction_steps(),
-        draws=200,
+        draws=2000,
+        redraws=200,
         shuffles=200,
         seed=CONFIG.seed,
     log:

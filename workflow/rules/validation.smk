@@ -13,12 +13,13 @@ rule validation:
     input:
         scores=lambda wildcards: score_tables("scores", wildcards.dataset),
         truths=lambda wildcards: score_tables("truth", wildcards.dataset),
+        redraws=lambda wildcards: score_tables("redraws", wildcards.dataset),
     output:
         table=f"{RESULTS}/validation/{{dataset}}.parquet",
         confirmed=f"{RESULTS}/validation/{{dataset}}.confirmed.parquet",
     params:
         version=STAGE_VERSIONS["validation"],
-        draws=200,
+        deals=1000,
         seed=CONFIG.seed,
     log:
         f"{RESULTS}/logs/validation/{{dataset}}.log",

@@ -11,8 +11,9 @@ from pipeline_lib.hierarchy import Part
 from pipeline_lib.labelling import Labeller, Sample
 from pipeline_lib.maps import load_maps, without_test
 from pipeline_lib.reconstruction import bounds, reconstruction_table
+from pipeline_lib.redraws import redraw
 from pipeline_lib.scores import moments, score_components, with_components
-from pipeline_lib.significance import add_statistics, bootstrap_strengths
+from pipeline_lib.significance import add_statistics, bootstrap_strengths, redrawn_scores
 from pipeline_lib.streamed import stored_coordinates
 from pipeline_lib.textspan import random_pool
 from pipeline_lib.truths import Factors, known_factors, truth_table
@@ -32,10 +33,12 @@ with job(snakemake) as config:
     other = stored_coordinates(*read, held, name=str(dump.path)) if len(held) > 1 else None
     fresh = None if other is None else moments(other, maps)
     facts = {"images": found.n, "texts_per_component": count, "draws": draws, "seed": seed}
+    weights = redraw(found.n, snakemake.params.redraws, seed)
 
     features = concept_embeddings(texts)
+    redrawn = redrawn_scores(encoded, found, features, weights)
     scores = score_components(found, features)
-    scores = add_statistics(scores, encoded, found, features, draws=draws, seed=seed)
+    scores = add_statistics(scores, redrawn, found, features, draws=draws, seed=seed)
     scores = with_components(scores, dump.components).assign(**names)
     write_table("scores", scores, snakemake.output.scores, facts)
 
@@ -48,7 +51,7 @@ with job(snakemake) as config:
     def of_parts(parts: list[Part]) -> tuple[Sample, Sample | None]:
         return seen.parts(parts), None if fresh is None else Sample(fresh, other).parts(parts)
 
-    interval = bootstrap_strengths(encoded, found, draws=draws, seed=seed)
+    interval = bootstrap_strengths(encoded, found, weights)
     beside = {"random": random, "heldout": fresh, "interval": interval}
     write_described(snakemake, dump.components, pool, seen, of_parts, facts, **beside)
 
@@ -61,9 +64,13 @@ with job(snakemake) as config:
         described = concept_embeddings(read_table("text_features", snakemake.input.reference))
         rankings = {name: shown @ rows.numpy().T for name, rows in described.items()}
     asked = {"shuffles": snakemake.params.shuffles, "seed": seed}
-    truth = truth_table(encoded, found, features, factors=factors, rankings=rankings, **asked)
+    known = {"factors": factors, "rankings": rankings, "weights": weights}
+    truth, drawn = truth_table(encoded, found, features, **known, **asked)
     truth = with_components(truth, dump.components).assign(**names)
     write_table("truth", truth, snakemake.output.truth, facts | asked)
+    drawn = redrawn.merge(drawn, on=["feature", "component"], validate="one_to_one")
+    counted = {"redraws": snakemake.params.redraws, "seed": seed}
+    write_table("redraws", drawn.assign(**names), snakemake.output.redraws, facts | counted)
 
     kinds = dump.components["kind"]
     longer = pool.labeller(method).labels(seen, count=most, min_gain=0.0)

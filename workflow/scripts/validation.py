@@ -7,15 +7,16 @@ from pipeline_lib.artifacts import read_provenance, read_table, write_table
 from pipeline_lib.validation import confirmed_table, validation_table
 
 with job(snakemake):
-    draws, seed = snakemake.params.draws, snakemake.params.seed
+    deals, seed, files = snakemake.params.deals, snakemake.params.seed, snakemake.input
     tables, confirmed = [], []
-    for scored, known in zip(snakemake.input.scores, snakemake.input.truths, strict=True):
-        scores, truths = read_table("scores", scored), read_table("truth", known)
-        names = {name: scores[name].iloc[0] for name in ("model", "dataset")}
-        images = read_provenance(known)["images"]
-        table = validation_table(scores, truths, images=images, draws=draws, seed=seed)
+    for paths in zip(files.scores, files.truths, files.redraws, strict=True):
+        kinds = ("scores", "truth", "redraws")
+        found = [read_table(kind, path) for kind, path in zip(kinds, paths, strict=True)]
+        names = {name: found[0][name].iloc[0] for name in ("model", "dataset")}
+        images = read_provenance(paths[1])["images"]
+        table = validation_table(*found, images=images, deals=deals, seed=seed)
         tables.append(table.assign(**names))
-        confirmed.append(confirmed_table(scores, truths).assign(**names))
-    facts = {"draws": draws, "seed": seed}
+        confirmed.append(confirmed_table(*found).assign(**names))
+    facts = {"deals": deals, "seed": seed}
     write_table("validation", pd.concat(tables), snakemake.output.table, facts)
     write_table("confirmed", pd.concat(confirmed), snakemake.output.confirmed, facts)

@@ -29,7 +29,7 @@ from pipeline_lib.report.sections.comparison import comparison_blocks
 from pipeline_lib.report.sections.truth import truth_blocks
 from pipeline_lib.report.style import WIDEST, Panel, colour, draw_panel
 from pipeline_lib.report.words import decimal, percent, plural, whole
-from pipeline_lib.roles import MARGIN, NO_ROLE, ONE_CATEGORY, P_VALUE
+from pipeline_lib.roles import MARGIN, NO_ROLE, ONE_CATEGORY, Q_VALUE
 
 #: Features up to which depth is drawn as lines.
 MAX_LINES = 6
@@ -184,7 +184,7 @@ def _best(run: Run) -> Listing:
                 "component": Component(row.model, row.id),
                 "score": row.score,
                 "interval": f"{percent(row.low)} to {percent(row.high)}",
-                "p_value": row.p_value,
+                "q_value": row.q_value,
                 "other": row.other,
                 "role": _role_words(roles.loc[key]) if key in roles.index else "–",
                 "carrying": concentrated["carriers"],
@@ -198,7 +198,7 @@ def _best(run: Run) -> Listing:
         Field("component", "best component", number=False),
         Field("score", "its score", percent),
         Field("interval", "95\u202f% interval"),
-        Field("p_value", "p", decimal),
+        Field("q_value", "q", decimal),
         Field("other", "its next feature", percent),
         Field("role", "role by its texts", number=False),
         Field("carrying", f"carry {100 * CARRIED:.0f}\u202f%", whole),
@@ -211,9 +211,9 @@ def _best(run: Run) -> Listing:
             "For each model and feature: the component with the highest score, its highest score "
             f"for any other feature, and how few components have {100 * CARRIED:.0f}\u202f% of "
             "the positive scores together.",
-            "Intervals by redrawing the images; p: share of random subspaces in which the "
-            "component scores as high. Components, the bias left out, are added from the highest "
-            "score down until the share is reached.",
+            "Intervals by redrawing the images; q: of findings with such a q, that share is chance "
+            "(p from random subspaces, corrected for all components and features). Components, "
+            "the bias left out, are added from the highest score down until the share is reached.",
             _images(run),
             "The highest of many scores is partly luck: the interval is that of one component.",
         ),
@@ -251,7 +251,7 @@ def _roles(run: Run) -> Figure:
             "Number of heads whose texts mostly speak of one category.",
             "A head has a role where one category has the largest share of what its texts explain, "
             f"leads the next by {100 * MARGIN:.0f} points or more, and shuffled categories reach "
-            f"that share with p ≤ {P_VALUE}.",
+            f"that share with q ≤ {Q_VALUE}: of such roles that share is chance.",
             plural(len(heads), "head"),
             limit,
         ),
