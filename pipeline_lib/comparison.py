@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 
 from pipeline_lib.maps import Maps
+from pipeline_lib.redraws import spread_interval
 from pipeline_lib.significance import carriers
 
 if TYPE_CHECKING:
@@ -34,31 +35,35 @@ _MLPS = ("mlp", "conv")
 CARRIED = 0.9
 
 
-def comparison_table(scores: pd.DataFrame) -> pd.DataFrame:
+def comparison_table(scores: pd.DataFrame, redraws: pd.DataFrame | None = None) -> pd.DataFrame:
     """Rows of table `comparison` from tables `scores` of several models, one below another.
 
     A component's depth is its layer over the largest layer of its model; the stem is at 0. Depths
     are weighted by the positive scores, and `carriers` are those with most of them. The bias is
     left out.
+
+    Parameters
+    ----------
+    scores
+        Tables `scores`.
+    redraws
+        Tables `redraws` of the same models: both are taken from every redraw of the images, too.
+        Without them intervals are missing.
     """
-    rows = []
-    for (model, dataset, feature), part in scores.groupby(
-        ["model", "dataset", "feature"], sort=False
-    ):
+    rows, keys = [], ["model", "dataset", "feature"]
+    drawn = {} if redraws is None else dict(list(redraws.groupby(keys, sort=False)))
+    for key, part in scores.groupby(keys, sort=False):
         part = part[part["kind"] != "bias"]
-        weight = part["score"].clip(lower=0).to_numpy()
-        weight = weight / max(weight.sum(), 1e-300)
-        depth = part["layer"].clip(lower=0) / max(int(part["layer"].max()), 1)
-        mean = float((weight * depth).sum())
+        values = part["score"].to_numpy()
+        weight = _weights(values)
+        depth = (part["layer"].clip(lower=0) / max(int(part["layer"].max()), 1)).to_numpy()
+        mean, count = float(weight @ depth), carriers(values.tolist(), CARRIED)
         first = part.loc[part["score"].idxmax()]
-        count = carriers(part["score"].tolist(), CARRIED)
         rows.append(
             {
-                "model": model,
-                "dataset": dataset,
-                "feature": feature,
+                **dict(zip(keys, key, strict=True)),
                 "depth": mean,
-                "depth_spread": float(np.sqrt((weight * (depth - mean) ** 2).sum())),
+                "depth_spread": float(np.sqrt(weight @ (depth - mean) ** 2)),
                 "carriers": count,
                 "carriers_share": count / len(part),
                 "components": len(part),
@@ -66,9 +71,38 @@ def comparison_table(scores: pd.DataFrame) -> pd.DataFrame:
                 "top_score": float(first["score"]),
                 "heads": float(weight[(part["kind"] == "head").to_numpy()].sum()),
                 "mlps": float(weight[part["kind"].isin(_MLPS).to_numpy()].sum()),
+                **_intervals(mean, count, depth, _redrawn(drawn.get(key), part["component"])),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _weights(values: Float[np.ndarray, "*w c"]) -> Float[np.ndarray, "*w c"]:
+    """Positive scores over their sum."""
+    positive = np.clip(values, 0, None)
+    return positive / np.maximum(positive.sum(axis=-1, keepdims=True), 1e-300)
+
+
+def _redrawn(redraws: pd.DataFrame | None, components: pd.Series) -> Float[np.ndarray, "w c"]:
+    """Scores of some components in every redraw."""
+    if redraws is None:
+        return np.zeros((0, len(components)))
+    lists = redraws.set_index("component")["score"].loc[components]
+    return np.stack(lists.to_list(), axis=1).astype(float)
+
+
+def _intervals(
+    depth: float, count: int, depths: Float[np.ndarray, " c"], redrawn: Float[np.ndarray, "w c"]
+) -> dict[str, float]:
+    """Ends of the intervals of the depth and of the number of carriers, within what they can be."""
+    if not len(redrawn):
+        return dict.fromkeys(("depth_low", "depth_high", "carriers_low", "carriers_high"), np.nan)
+    counts = [carriers(values, CARRIED) for values in redrawn.tolist()]
+    both = np.stack([_weights(redrawn) @ depths, np.array(counts, dtype=float)], axis=1)
+    low, high = spread_interval(np.array([depth, count], dtype=float), both)
+    low, high = np.maximum(low, (0, 1)), np.minimum(high, (1, len(depths)))
+    names = ("depth_low", "carriers_low", "depth_high", "carriers_high")
+    return dict(zip(names, (*low.tolist(), *high.tolist()), strict=True))
 
 
 def compared_images(count: int) -> Int[np.ndarray, " n"]:

@@ -59,6 +59,47 @@ def test_every_model_has_its_own_row() -> None:
     assert comparison_table(both)["model"].tolist() == ["deit", "clip"]
 
 
+def test_intervals_are_standard_errors_of_the_redraws() -> None:
+    """By hand: two redraws in which the late head and the MLP behind it change places."""
+    given = scores({"late": [0, 0, 0, 0.75, 0.25, 9.0]})
+    drawn = pd.DataFrame(
+        {
+            "model": "deit",
+            "dataset": "world",
+            "feature": "late",
+            "component": range(6)[::-1],
+            "score": [[9.0, 1.0], [0.25, 0.95], [0.75, 0.05], [0, 0], [-1, 0], [0, 0]],
+        }
+    )
+    table = comparison_table(given, drawn).iloc[0]
+    mean = 0.75 * 2 / 3 + 0.25
+    error = 1.96 * np.std([mean, 0.05 * 2 / 3 + 0.95], ddof=1)
+    assert table["depth"] == pytest.approx(mean)
+    assert table["depth_low"] == pytest.approx(mean - error)
+    assert table["depth_high"] == 1.0 < mean + error
+    assert table["carriers"] == 2
+    assert table["carriers_high"] - 2 == pytest.approx(1.96 * np.std([2, 1], ddof=1))
+    assert table["carriers_low"] == 1.0
+    without = comparison_table(given).iloc[0]
+    assert without[["depth_low", "depth_high", "carriers_low", "carriers_high"]].isna().all()
+    assert without["depth"] == table["depth"]
+
+
+def test_depths_of_two_samples_of_a_world_lie_within_their_intervals() -> None:
+    """Scores of redraws scatter as those of new samples do, so most intervals hold the truth."""
+    rng, truth = np.random.default_rng(0), np.array([0.1, 0.3, 0.1, 0.3, 0.2])
+    inside = []
+    for _ in range(60):
+        sample = truth + 0.05 * rng.normal(size=5)
+        redrawn = sample + 0.05 * rng.normal(size=(100, 5))
+        lists = [*redrawn.T.tolist(), [0.0] * 100]
+        drawn = scores({"a": [0.0] * 6}).assign(score=lists)
+        row = comparison_table(scores({"a": [*sample, 0.0]}), drawn).iloc[0]
+        depth = truth @ np.array([0, 0, 1 / 3, 2 / 3, 1])
+        inside.append(row["depth_low"] <= depth <= row["depth_high"])
+    assert 0.85 <= np.mean(inside) <= 1.0
+
+
 def seen(values: np.ndarray) -> np.ndarray:
     """Patterns of contributions in memory."""
     return patterns(lambda components: values[:, list(components)], *values.shape[1:])

@@ -386,7 +386,9 @@ def _write_known(run: Path) -> None:
                 row |= {f"confirmed{end}": place == 0 and not end, f"candidates{end}": 1}
                 row[f"confirmed{end}_share"] = 0.9 if row[f"confirmed{end}"] else 0.1
             confirmed += [base | row | {"by": by} for by in NAMING]
-            where = {"depth": 0.9 - 0.2 * place, "depth_spread": 0.1, "carriers": 3}
+            depth = 0.9 - 0.2 * place
+            where = {"depth": depth, "depth_low": depth - 0.02, "depth_high": depth + 0.02}
+            where |= {"depth_spread": 0.1, "carriers": 3, "carriers_low": 2.4, "carriers_high": 3.6}
             share = {
                 "carriers_share": 3 / len(ids),
                 "components": len(ids),

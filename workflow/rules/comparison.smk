@@ -8,6 +8,9 @@
 rule comparison:
     input:
         scores=lambda wildcards: score_tables("scores", wildcards.dataset),
+        redraws=lambda wildcards: (
+            score_tables("redraws", wildcards.dataset) if CONFIG.contributions.is_whole else []
+        ),
     output:
         table=f"{RESULTS}/comparison/{{dataset}}.parquet",
     params:

@@ -8,4 +8,6 @@ from pipeline_lib.comparison import comparison_table
 
 with job(snakemake):
     scores = pd.concat([read_table("scores", path) for path in snakemake.input.scores])
-    write_table("comparison", comparison_table(scores), snakemake.output.table)
+    redrawn = [read_table("redraws", path) for path in snakemake.input.redraws]
+    table = comparison_table(scores, pd.concat(redrawn) if redrawn else None)
+    write_table("comparison", table, snakemake.output.table)

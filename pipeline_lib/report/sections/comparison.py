@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from pipeline_lib.comparison import CARRIED
 from pipeline_lib.config import is_clip
 from pipeline_lib.report.atlas import from_input
 from pipeline_lib.report.blocks import Block, Caption, Component, Field, Figure, Listing
@@ -36,18 +37,28 @@ def _compared_with(run: Run, models: list[str]) -> list[str]:
 
 def _where(run: Run) -> Figure:
     table = run["comparison"]
+    ends = {f"carriers_share_{end}": table[f"carriers_{end}"] for end in ("low", "high")}
+    shares = table.assign(**{name: column / table["components"] for name, column in ends.items()})
     panels = [
         _panel(table, run, "depth", "depth; 0\u202f%: the input", spread="depth_spread"),
-        _panel(table, run, "carriers_share", "share of the components that carry it"),
+        _panel(shares, run, "carriers_share", "share of the components that carry it"),
     ]
+    known = table["depth_low"].notna().any()
     return Figure(
         "comparison",
         "Where features live in each model",
         Caption(
-            "Mean depth of a feature’s score, with one standard deviation to either side, and the "
-            "share of the components that carry 90\u202f% of it: few means concentrated.",
+            "Mean depth of a feature’s score, with one standard deviation of the depth to either "
+            f"side as a pale line, and the share of the components that have {100 * CARRIED:.0f}"
+            "\u202f% of its positive scores: few means concentrated.",
             "Depth is a component’s layer over the last layer of its model, weighted by the "
-            "positive scores.",
+            "positive scores; the bias is left out."
+            + (
+                " Strong lines: 95\u202f% intervals (1.96 standard errors by redrawing the "
+                "images), which may be shorter than the mark."
+                if known
+                else " Without intervals: these need every image."
+            ),
             plural(len(run.models_in(table)), "model"),
             "Direct effects only: a feature made early and written out late counts as late.",
         ),
@@ -73,14 +84,18 @@ def _panel(
             if spread:
                 low = (rows[column] - rows[spread]).clip(lower=0)
                 high = (rows[column] + rows[spread]).clip(upper=1)
-                axes.hlines(shifted, low, high, color=tone, linewidth=1, alpha=0.5)
+                axes.hlines(shifted, low, high, color=tone, linewidth=1, alpha=0.45)
+            ends = rows[f"{column}_low"], rows[f"{column}_high"]
+            axes.hlines(shifted, *ends, color=tone, linewidth=2.2)
             marker = MARKERS[order % len(MARKERS)]
             axes.plot(rows[column], shifted, marker, color=tone, markersize=5.5, label=model)
         for place in places[:-1]:
             axes.axhline(place + 0.5, color=colour("line"), linewidth=0.6)
         axes.set_yticks(places, features)
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.02 if spread else 1.1 * float(table[column].max()))
+        axes.set_xlim(
+            0, 1.02 if spread else 1.1 * float(table[[column, f"{column}_high"]].max().max())
+        )
         axes.set_xlabel(label)
         as_percent(axes)
         axes.grid(axis="x")
