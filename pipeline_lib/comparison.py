@@ -51,7 +51,7 @@ def comparison_table(scores: pd.DataFrame, redraws: pd.DataFrame | None = None) 
         Without them intervals are missing.
     """
     rows, keys = [], ["model", "dataset", "feature"]
-    drawn = {} if redraws is None else dict(list(redraws.groupby(keys, sort=False)))
+    drawn = None if redraws is None else dict(list(redraws.groupby(keys, sort=False)))
     for key, part in scores.groupby(keys, sort=False):
         part = part[part["kind"] != "bias"]
         values = part["score"].to_numpy()
@@ -59,6 +59,7 @@ def comparison_table(scores: pd.DataFrame, redraws: pd.DataFrame | None = None) 
         depth = (part["layer"].clip(lower=0) / max(int(part["layer"].max()), 1)).to_numpy()
         mean, count = float(weight @ depth), carriers(values.tolist(), CARRIED)
         first = part.loc[part["score"].idxmax()]
+        redrawn = _redrawn(None if drawn is None else drawn[key], part["component"])
         rows.append(
             {
                 **dict(zip(keys, key, strict=True)),
@@ -71,7 +72,7 @@ def comparison_table(scores: pd.DataFrame, redraws: pd.DataFrame | None = None) 
                 "top_score": float(first["score"]),
                 "heads": float(weight[(part["kind"] == "head").to_numpy()].sum()),
                 "mlps": float(weight[part["kind"].isin(_MLPS).to_numpy()].sum()),
-                **_intervals(mean, count, depth, _redrawn(drawn.get(key), part["component"])),
+                **_intervals(mean, count, depth, redrawn),
             }
         )
     return pd.DataFrame(rows)
