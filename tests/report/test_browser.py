@@ -117,7 +117,7 @@ def test_a_component_opens_its_card(opened, run):
     for text in labels["text"]:
         assert text in words
     headings = ("Role", "Top images", "Token maps", "Texts", "Direct effect")
-    for heading in (*headings, "Share of each feature", "Most similar in other models"):
+    for heading in (*headings, "Share of each feature", "Most similar component of each model"):
         assert heading in words
     role = run["roles"].query("model == 'deit' and id == 'blocks.5.attn/head1'").iloc[0]
     assert f"{100 * role['share']:.0f}\u202f%" in find(opened, "#card").text
