@@ -80,9 +80,11 @@ def label_components(
     method
         `textspan`: texts are projected to the directions in which the component varies; the text
         whose remaining direction explains most variance is picked, and removed from contributions
-        and texts. `omp`: orthogonal matching pursuit on the whole texts: only what lies in the
-        span of the picked texts counts as explained. In both a text stands for what sets it apart:
-        the mean of the pool is taken off its embedding. `published`: as `textspan` with P1's
+        and texts. `omp`: simultaneous orthogonal matching pursuit on the whole texts: the text is
+        picked whose unit vector has the largest products with what the picked ones leave of the
+        contributions, and only what lies in the span of the picked texts counts as explained. In
+        both a text stands for what sets it apart: the mean of the pool is taken off its embedding.
+        `published`: as `textspan` with P1's
         choices: embeddings as they are, projected to the first `PUBLISHED_RANK` uncentred singular
         vectors, not renormalised (so that a text of which little is left is seldom picked), and no
         end before `count`.
@@ -95,8 +97,8 @@ def label_components(
     min_gain
         Share of the variance below which no further text is picked (not `published`).
     min_residual
-        Share of its length that a text must have kept to be picked (not `published`): what is
-        left of a text that resembles picked ones is no longer what the text says.
+        Share of its length that a text must have kept to be picked (`textspan`): what is left of a
+        text that resembles picked ones is no longer what the text says.
 
     Returns
     -------
@@ -110,7 +112,9 @@ def label_components(
 
     Notes
     -----
-    P1 section 4 (TextSpan, algorithm 1).
+    P1 section 4 (TextSpan, algorithm 1). Tropp, Gilbert and Strauss 2006, section 3 (simultaneous
+    orthogonal matching pursuit, with the sum of squares). Picking by what the *remaining* direction
+    of a text explains, as `textspan` does in its frame, is orthogonal least squares.
     """
     if method not in METHODS:
         raise DataError(f"{method!r} is no method of labelling; {close_matches(method, METHODS)}")
@@ -131,7 +135,7 @@ def label_components(
                 frame,
                 factor,
                 count,
-                _Rules(method != "published", min_gain, min_residual, chance),
+                _Rules(method, min_gain, min_residual, chance),
             )
         )
     return labels
@@ -296,14 +300,36 @@ def _frame(
 class _Rules:
     """How texts are picked, and when no more are."""
 
-    renormalise: bool
+    method: Method
     min_gain: float
     min_residual: float
     chance: Sequence[float]
 
+    def scores(
+        self, variance: Float[Tensor, " k"], squares: Float[Tensor, " k"]
+    ) -> Float[Tensor, " k"]:
+        """What texts are picked by, the largest first.
+
+        Parameters
+        ----------
+        variance
+            Sum of the squared products of the contributions with what is left of each text; with
+            the whole text it is the same of what is left of the contributions.
+        squares
+            Squared length of what is left of each text.
+        """
+        if self.method != "textspan":
+            return variance
+        return variance / squares.clamp_min(1e-300) * (1 + TIE * squares)
+
+    def floors(self, squares: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+        """Squared length that must be left of each text for it to be picked."""
+        share = self.min_residual**2 if self.method == "textspan" else 0.0
+        return (share * squares).clamp_min(1e-12 * float(squares.max()))
+
     def enough(self, step: int, gain: float, explained: float) -> bool:
         """Whether a text that adds `gain` to the share `explained` before is not worth picking."""
-        if not self.renormalise:
+        if self.method == "published":
             return False
         by_chance = self.chance[step] if 0 < step < len(self.chance) else 0.0
         return gain < self.min_gain or gain < by_chance * (1 - explained)
@@ -336,18 +362,14 @@ def _greedy(
     total = factor.square().sum()
     along = texts @ reading.T
     squares = texts.square().sum(dim=1)
-    floor = rules.min_residual**2 * squares if rules.renormalise else 1e-12 * squares.max()
-    floor = torch.as_tensor(floor).clamp_min(1e-12 * squares.max())
+    floors = rules.floors(squares)
     picked: list[int] = []
     gains: list[float] = []
     directions: list[Tensor] = []
     for step in range(count):
-        variance = along.square().sum(dim=1)
-        score = variance
-        if rules.renormalise:
-            score = variance / squares.clamp_min(1e-300) * (1 + TIE * squares)
-        best = int(torch.where(squares > floor, score, -1.0).argmax())
-        if squares[best] <= torch.broadcast_to(floor, squares.shape)[best]:
+        scores = rules.scores(along.square().sum(dim=1), squares)
+        best = int(torch.where(squares > floors, scores, -1.0).argmax())
+        if squares[best] <= floors[best]:
             break
         direction = _remaining(texts[best], directions)
         gain = float((reading @ direction).square().sum() / total)

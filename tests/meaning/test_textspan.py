@@ -115,6 +115,31 @@ def test_published_is_the_published_algorithm() -> None:
     assert label.texts == picked
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_omp_is_simultaneous_orthogonal_matching_pursuit(seed: int) -> None:
+    """Against the algorithm written out on the contributions, on texts that resemble each other."""
+    contributions = normal(300, E, seed=seed) @ torch.diag(torch.linspace(0.05, 2, E))
+    texts = unit(normal(POOL, E, seed=seed + 50) + 2.0 * normal(8, E, seed=9).repeat(38, 1)[:POOL])
+    found = moments(encode(Source.of_array(contributions[:, None])), identity_maps(E))
+    label = label_components(found, texts, count=12, method="omp", min_gain=0)[0]
+    data = (contributions - contributions.mean(0)).double().numpy()
+    atoms = unit(texts.double() - texts.double().mean(0)).numpy()
+    picked, shares, rest = [], [], data
+    for _ in range(12):
+        picked.append(int(np.square(rest @ atoms.T).sum(axis=0).argmax()))
+        amounts = np.linalg.lstsq(atoms[picked].T, data.T, rcond=None)[0]
+        rest = data - amounts.T @ atoms[picked]
+        shares.append(1 - np.square(rest).sum() / np.square(data).sum())
+    assert label.texts == picked
+    np.testing.assert_allclose(np.cumsum(label.gains), shares, atol=1e-6)
+    # Orthogonal least squares picks what explains most together with the picked ones.
+    gram, best = data.T @ data, []
+    for _ in range(12):
+        spans = [np.linalg.qr(atoms[[*best, text]].T)[0] for text in range(POOL)]
+        best.append(int(np.argmax([np.sum(span * (gram @ span)) for span in spans])))
+    assert best != picked
+
+
 def test_texts_no_better_than_random_vectors_are_left_out() -> None:
     """One planted text in a component of white noise: the noise is not labelled."""
     pool = unit(normal(POOL, E, seed=42))
