@@ -33,7 +33,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "features": 1,
     "contributions": 4,
     "maps": 3,
-    "scores": 11,
+    "scores": 12,
     "validation": 6,
     "comparison": 5,
     "ablation": 4,

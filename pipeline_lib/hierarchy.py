@@ -209,7 +209,7 @@ def hierarchy_table(
     described: Sequence[Described],
     texts: Sequence[str],
     categories: Sequence[str],
-    heldout: Mapping[str, Moments] | None = None,
+    heldout: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> pd.DataFrame:
     """Rows of table `hierarchy`, without model and data set: one per part and text.
 
@@ -220,7 +220,8 @@ def hierarchy_table(
     texts, categories
         The pool.
     heldout
-        Moments over other images: of the `parts` above the components, and of the `components`.
+        Cumulative shares of other images' variance that the texts explain: of the `parts` above the
+        components, and of the `components`.
     """
     rows = []
     for one in described:
@@ -236,8 +237,8 @@ def hierarchy_table(
         }
         others = None
         if heldout is not None:
-            others = heldout["components" if part.level == "component" else "parts"]
-        said = text_rows(label, texts, categories, others, one.place)
+            others = heldout["components" if part.level == "component" else "parts"][one.place]
+        said = text_rows(label, texts, categories, others)
         rows += [fact | row for row in said]
         if not label.texts:
             nothing = {"rank": 0, "text": "", "category": "", "variance": 0.0, "cumulative": 0.0}

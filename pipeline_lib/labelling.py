@@ -17,9 +17,15 @@ from torch import Tensor
 from pipeline_lib.coordinates import Encoded
 from pipeline_lib.errors import DataError
 from pipeline_lib.hierarchy import Part, part_coordinates, part_moments
-from pipeline_lib.nonnegative import label_nonnegative, sampled
+from pipeline_lib.nonnegative import (
+    label_nonnegative,
+    nonnegative_parts,
+    nonnegative_shares,
+    sampled,
+)
+from pipeline_lib.reconstruction import Kept, along
 from pipeline_lib.scores import Moments
-from pipeline_lib.textspan import Labels, Method, label_components
+from pipeline_lib.textspan import Labels, Method, explained, label_components
 
 
 @dataclass(frozen=True)
@@ -37,18 +43,26 @@ class Sample:
     found: Moments
     encoded: Encoded | None = None
 
-    def parts(self, parts: Sequence[Part]) -> Sample:
-        """The same images with parts of the model in the place of components.
+    def images(self) -> Encoded:
+        """The coordinates.
 
         Raises
         ------
         DataError
-            No image is kept: then `streamed` has the moments of parts.
+            No image is kept.
         """
         if self.encoded is None:
-            raise DataError("parts are summed over images, and none is kept")
-        summed = part_moments(self.encoded, self.found, parts)
-        rows = self.encoded.rows(sampled(len(self.encoded)))
+            raise DataError(
+                "images are to be read one by one, and of these only moments are kept; use another "
+                "method than nonnegative, and `streamed` for the moments of parts"
+            )
+        return self.encoded
+
+    def parts(self, parts: Sequence[Part]) -> Sample:
+        """The same images with parts of the model in the place of components."""
+        encoded = self.images()
+        summed = part_moments(encoded, self.found, parts)
+        rows = encoded.rows(sampled(len(encoded)))
         return Sample(summed, part_coordinates(rows, self.found, summed.bases, parts))
 
 
@@ -87,8 +101,34 @@ class Labeller:
             return label_components(
                 seen.found, self.pool, count=count, method=method, min_gain=min_gain
             )
-        if seen.encoded is None:
-            raise DataError("'nonnegative' reads every image, and none is kept; use another method")
-        return label_nonnegative(
-            seen.encoded, seen.found, self.pool, count=count, min_gain=min_gain
-        )
+        encoded = seen.images()
+        return label_nonnegative(encoded, seen.found, self.pool, count=count, min_gain=min_gain)
+
+    def shares(self, labels: Sequence[Labels], fresh: Sample) -> list[list[float]]:
+        """Cumulative share of other images' variance that the texts of every label explain.
+
+        Parameters
+        ----------
+        labels
+            What `labels` gave.
+        fresh
+            Images that they were not chosen on; of the same components or parts.
+        """
+        if self.method == "nonnegative":
+            return nonnegative_shares(fresh.images(), fresh.found, self.pool, labels)
+        return [
+            explained(fresh.found, place, label.directions).tolist() if label.texts else []
+            for place, label in enumerate(labels)
+        ]
+
+    def kept(self, labels: Sequence[Labels]) -> Kept:
+        """What the first texts of every label keep of it, for `reconstruction_table`."""
+        if self.method != "nonnegative":
+            return along([label.directions for label in labels])
+
+        def parts(
+            component: int, images: Float[Tensor, "n e"], counts: Sequence[int]
+        ) -> list[Float[Tensor, "n e"]]:
+            return nonnegative_parts(images, self.pool, labels[component], counts)
+
+        return parts

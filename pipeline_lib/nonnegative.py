@@ -8,6 +8,8 @@ in which a component varies.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -60,14 +62,12 @@ def label_nonnegative(
     """
     check_pool(found, pool, count)
     texts = apart(pool).float()
-    rows = encoded.rows(sampled(len(encoded))) - found.mean.float()
     variances = found.variances()
     labels = []
-    for component, columns in enumerate(found.bases.slices):
+    for component, images in enumerate(_images(encoded, found)):
         if variances[component] <= CONSTANT * variances.max():
             labels.append(Labels([], [], [], pool.new_zeros(0, pool.shape[1]).double()))
             continue
-        images = rows[:, columns] @ found.blocks[columns].float()
         picked, shares = pursue(images, texts, count=count, min_gain=min_gain)
         squares = principal_factor(found, component).square().sum(dim=1)
         bounds = (squares.cumsum(0) / squares.sum()).tolist()
@@ -80,6 +80,64 @@ def label_nonnegative(
             )
         )
     return labels
+
+
+def nonnegative_shares(
+    encoded: Encoded, found: Moments, pool: Float[Tensor, "k e"], labels: Sequence[Labels]
+) -> list[list[float]]:
+    """Share of other images' squares that amounts of each label's first texts explain.
+
+    The amounts are fitted on these images and are never negative, as where the texts were chosen;
+    the span of the texts would explain more, because it lets a text stand for its opposite.
+
+    Parameters
+    ----------
+    encoded, found
+        Coordinates and moments of the images.
+    pool, labels
+        What `label_nonnegative` was given, and what it made.
+    """
+    shares = []
+    for label, images in zip(labels, _images(encoded, found), strict=True):
+        kept = nonnegative_parts(images, pool, label, range(1, len(label.texts) + 1))
+        total = images.square().sum().clamp_min(1e-30)
+        shares.append([float(1 - (images - part).square().sum() / total) for part in kept])
+    return shares
+
+
+def nonnegative_parts(
+    images: Float[Tensor, "n e"],
+    pool: Float[Tensor, "k e"],
+    label: Labels,
+    counts: Sequence[int],
+) -> list[Float[Tensor, "n e"]]:
+    """What the first texts of a label, in non-negative amounts, make of centred images.
+
+    Parameters
+    ----------
+    images
+        Centred contributions of the component.
+    pool, label
+        What `label_nonnegative` was given, and what it made of the component.
+    counts
+        Numbers of texts.
+    """
+    chosen = apart(pool)[list(label.texts)].to(images)
+    alike, gram = images @ chosen.T, chosen @ chosen.T
+    parts = []
+    for count in counts:
+        first = slice(min(count, len(chosen)))
+        start = alike[:, first].clamp_min(0)
+        amounts = nonnegative_amounts(alike[:, first], gram[first, first], start)
+        parts.append(amounts @ chosen[first])
+    return parts
+
+
+def _images(encoded: Encoded, found: Moments) -> Iterator[Float[Tensor, "n e"]]:
+    """For each component its centred, mapped contributions to the images that are looked at."""
+    rows = encoded.rows(sampled(len(encoded))) - found.mean.float()
+    for columns in found.bases.slices:
+        yield rows[:, columns] @ found.blocks[columns].float()
 
 
 def sampled(count: int) -> Int[np.ndarray, " m"]:
@@ -136,6 +194,6 @@ def nonnegative_amounts(
             new = (own + alike[:, text] - amounts @ gram[:, text]).clamp_min(0)
             change = max(change, float((new - own).abs().max()))
             amounts[:, text] = new
-        if change <= ENOUGH * float(amounts.abs().max()):
+        if not change or change <= ENOUGH * float(amounts.abs().max()):
             break
     return amounts

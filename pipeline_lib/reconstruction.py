@@ -1,12 +1,13 @@
 """What a model still knows when its components are replaced by what a few texts explain of them.
 
-A component's contribution, less its mean, is projected to the directions of its first texts; the
-mean stays. A reader of the mapped representation, fitted on the whole one, is applied to the sum.
+Of a component's contribution, less its mean, what its first texts keep stays; the mean stays whole.
+A reader of the mapped representation, fitted on the whole one, is applied to the sum. What texts
+keep depends on the method of labelling: `along` is for those that project to directions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,11 +20,35 @@ from pipeline_lib.scores import Moments
 from pipeline_lib.textspan import principal_directions
 from pipeline_lib.truths import Factors, folds, linear_reader
 
+#: What the first texts of a component keep of centred contributions `[n, e]` to it, for each of
+#: some numbers of texts.
+Kept = Callable[[int, Float[Tensor, "n e"], Sequence[int]], Sequence[Float[Tensor, "n e"]]]
+
+_CHUNK = 1024
+
+
+def along(directions: Sequence[Float[Tensor, "s e"]]) -> Kept:
+    """What lies along the first of every component's orthonormal directions."""
+
+    def kept(
+        component: int, images: Float[Tensor, "n e"], counts: Sequence[int]
+    ) -> list[Float[Tensor, "n e"]]:
+        chosen = directions[component].to(images)
+        amounts = images @ chosen.T
+        return [amounts[:, :count] @ chosen[:count] for count in counts]
+
+    return kept
+
+
+def bounds(found: Moments, count: int) -> list[Float[Tensor, "s e"]]:
+    """First principal directions of every component: no directions keep more of its variance."""
+    return [principal_directions(found, c)[:count] for c in range(len(found.within))]
+
 
 def reconstruction_table(
     encoded: Encoded,
     found: Moments,
-    directions: Mapping[str, Sequence[Float[Tensor, "s e"]]],
+    kinds: Mapping[str, Kept],
     factors: Factors,
     *,
     replaced: Mapping[str, Collection[int]],
@@ -36,8 +61,8 @@ def reconstruction_table(
     ----------
     encoded, found
         Coordinates and moments of the components.
-    directions
-        Name of a kind of directions (such as `texts`) to each component's, in their order.
+    kinds
+        Name of a kind of directions (such as `texts`) to what it keeps of each component.
     factors
         Known factors of the images, which are told from the representation; no rows without.
     replaced
@@ -50,55 +75,66 @@ def reconstruction_table(
     columns = ["replaced", "directions", "texts", "feature", "accuracy", "n"]
     if not factors.names:
         return pd.DataFrame(columns=columns)
-    plans: list[tuple[str, str, int, Float[Tensor, "r e"]]] = []
-    for name, members in replaced.items():
-        plans.append((name, "texts", -1, found.blocks))
-        for kind, each in directions.items():
-            for count in counts:
-                plans.append((name, kind, count, _projected(found, each, members, count)))
-    right = _accuracies(encoded, found, [plan[3] for plan in plans], factors, seed)
+    plans = [(name, "texts", -1) for name in replaced]
+    plans += [(name, kind, count) for name in replaced for kind in kinds for count in counts]
+    wanted, right = factors.one_hot(), np.zeros((len(plans), len(factors.names)))
+    whole = _whole(encoded, found)
+    readers = [
+        (test, *linear_reader(whole[train], wanted[train]))
+        for train, test in folds(len(encoded), seed)
+    ]
+    for positions, sums in _sums(encoded, found, kinds, plans, replaced, counts):
+        for test, reader, offset in readers:
+            places = np.isin(positions, test)
+            images = sums[:, torch.from_numpy(places)].double()
+            right += factors.correct(images @ reader + offset, positions[places])
     rows = [
-        (name, kind, count, feature, accuracy, len(encoded))
-        for (name, kind, count, _), accuracies in zip(plans, right, strict=True)
+        (*plan, feature, accuracy, len(encoded))
+        for plan, accuracies in zip(plans, right / len(encoded), strict=True)
         for feature, accuracy in zip(factors.names, accuracies.tolist(), strict=True)
     ]
     return pd.DataFrame(rows, columns=columns)
 
 
-def bounds(found: Moments, count: int) -> list[Float[Tensor, "s e"]]:
-    """First principal directions of every component: no directions keep more of its variance."""
-    return [principal_directions(found, c)[:count] for c in range(len(found.within))]
+def _whole(encoded: Encoded, found: Moments) -> Float[Tensor, "n e"]:
+    """Mapped representations less their mean."""
+    blocks, mean = found.blocks.float(), found.mean.float()
+    parts = [((rows - mean) @ blocks).double() for _, rows in _chunks(encoded)]
+    return torch.cat(parts)
 
 
-def _projected(
-    found: Moments,
-    directions: Sequence[Float[Tensor, "s e"]],
-    members: Collection[int],
-    count: int,
-) -> Float[Tensor, "r e"]:
-    """Maps after which the contributions of `members` lie along their first directions."""
-    blocks = found.blocks.clone()
-    for component in members:
-        columns, chosen = found.bases.slices[component], directions[component][:count].double()
-        blocks[columns] = blocks[columns] @ chosen.T @ chosen
-    return blocks
+def _chunks(encoded: Encoded) -> Iterator[tuple[np.ndarray, Float[Tensor, "b r"]]]:
+    for start in range(0, len(encoded), _CHUNK):
+        positions = np.arange(start, min(start + _CHUNK, len(encoded)))
+        yield positions, encoded.rows(positions)
 
 
-def _accuracies(
+def _sums(
     encoded: Encoded,
     found: Moments,
-    plans: Sequence[Float[Tensor, "r e"]],
-    factors: Factors,
-    seed: int,
-) -> Float[np.ndarray, "p f"]:
-    wanted = factors.one_hot()
-    centred = torch.from_numpy(encoded.values) - found.mean.float()
-    whole = (centred @ found.blocks.float()).double()
-    right = np.zeros((len(plans), len(factors.names)))
-    for train, test in folds(len(encoded), seed):
-        reader, offset = linear_reader(whole[train], wanted[train])
-        rows = centred[torch.from_numpy(test)]
-        for place, blocks in enumerate(plans):
-            images = (rows @ blocks.float()).double()
-            right[place] += factors.correct(images @ reader + offset, test)
-    return right / len(encoded)
+    kinds: Mapping[str, Kept],
+    plans: Sequence[tuple[str, str, int]],
+    replaced: Mapping[str, Collection[int]],
+    counts: Sequence[int],
+) -> Iterator[tuple[np.ndarray, Float[Tensor, "p b e"]]]:
+    """Positions of some images, and their mapped representations after every plan, less the mean.
+
+    A plan is which components are replaced, by what, and how much of it is kept.
+    """
+    blocks, mean = found.blocks.float(), found.mean.float()
+    members = {name: set(some) for name, some in replaced.items()}
+    for positions, coordinates in _chunks(encoded):
+        rows = coordinates - mean
+        sums = (rows @ blocks).repeat(len(plans), 1, 1)
+        for component in sorted(set().union(*members.values())):
+            columns = found.bases.slices[component]
+            images = rows[:, columns] @ blocks[columns]
+            kept = {
+                (kind, count): part
+                for kind, keep in kinds.items()
+                for count, part in zip(counts, keep(component, images, counts), strict=True)
+            }
+            for place, (name, kind, count) in enumerate(plans):
+                if component in members[name] and count >= 0:
+                    sums[place] += kept[kind, count] - images
+        yield positions, sums

@@ -165,7 +165,7 @@ def label_table(
     components: pd.DataFrame,
     *,
     random: Sequence[Labels],
-    heldout: Moments | None = None,
+    heldout: Sequence[Sequence[float]] | None = None,
     interval: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> pd.DataFrame:
     """Rows of table `labels`, without model and data set: one per component and text.
@@ -182,7 +182,8 @@ def label_table(
         Labels of the same components from a pool of random vectors (`random_pool`), with at least
         as many steps.
     heldout
-        Moments of other images, to tell how much of their variance the texts explain.
+        For each component the cumulative share of other images' variance that the texts explain;
+        missing in the table where it is not given.
     interval
         Lower and upper end of every component's strength, from `significance.bootstrap_strengths`;
         missing in the table where it is not given.
@@ -193,7 +194,8 @@ def label_table(
     facts = components[["component", "id", "kind", "layer", "head"]].to_dict("records")
     for fact, label, other in zip(facts, labels, random, strict=True):
         component = fact["component"]
-        for row in text_rows(label, texts, categories, heldout, component):
+        fresh = None if heldout is None else heldout[component]
+        for row in text_rows(label, texts, categories, fresh):
             rank = row["rank"]
             rows.append(
                 fact
@@ -216,8 +218,7 @@ def text_rows(
     label: Labels,
     texts: Sequence[str],
     categories: Sequence[str],
-    heldout: Moments | None,
-    component: int,
+    heldout: Sequence[float] | None,
 ) -> list[dict[str, Any]]:
     """The steps of one label: rank, text, category, variance, cumulative, cumulative_heldout.
 
@@ -227,13 +228,11 @@ def text_rows(
         Texts of a component, or of a part of the model.
     texts, categories
         The pool.
-    heldout, component
-        Moments of other images, and where the label's component stands in them; without moments
+    heldout
+        Cumulative share of other images' variance after each text; without it
         `cumulative_heldout` is NaN.
     """
-    fresh = [float("nan")] * len(label.texts)
-    if heldout is not None and label.texts:
-        fresh = explained(heldout, component, label.directions).tolist()
+    fresh = [float("nan")] * len(label.texts) if heldout is None else heldout
     return [
         {
             "rank": rank,

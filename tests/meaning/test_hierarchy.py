@@ -19,7 +19,7 @@ from pipeline_lib.hierarchy import (
 )
 from pipeline_lib.maps import Maps, unit
 from pipeline_lib.scores import Moments, moments
-from pipeline_lib.textspan import label_components
+from pipeline_lib.textspan import explained, label_components
 
 N, D, E, POOL = 400, 14, 10, 120
 #: A hierarchical model: a stem, two stages of one and two blocks, a bias.
@@ -170,11 +170,18 @@ def test_finer_levels_explain_as_much_of_other_images() -> None:
     above = label_components(summed, pool, count=1)
     described = describe(summed, found, COMPONENTS, above, labels)
     parts = coarse_parts(COMPONENTS)
-    heldout = {"components": other, "parts": part_moments(fresh, other, parts)}
+    kinds = {"components": (other, labels), "parts": (part_moments(fresh, other, parts), above)}
+    heldout = {
+        kind: [
+            explained(seen, place, label.directions).tolist() if label.texts else []
+            for place, label in enumerate(each)
+        ]
+        for kind, (seen, each) in kinds.items()
+    }
     rows = hierarchy_table(described, TEXTS, CATEGORIES, heldout).query("text != ''")
-    explained = rows.set_index(["level", "node"])["cumulative_heldout"]
-    assert explained["representation", "representation"] < 0.8
-    assert explained["block", "block 0"] > 0.95
-    assert explained["component", "b1/head0"] > 0.95
+    known = rows.set_index(["level", "node"])["cumulative_heldout"]
+    assert known["representation", "representation"] < 0.8
+    assert known["block", "block 0"] > 0.95
+    assert known["component", "b1/head0"] > 0.95
     alone = hierarchy_table(described, TEXTS, CATEGORIES)
     assert alone["cumulative_heldout"].isna().all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -84,9 +85,18 @@ def test_parts_are_labelled_as_components_of_their_sums_would_be(
         assert one.gains == pytest.approx(other.gains, rel=1e-3)
 
 
+def test_held_out_images_like_those_of_the_fit_are_explained_as_far(seen: Sample) -> None:
+    pool = unit(normal(POOL, E, seed=2))
+    for method in (*METHODS, "nonnegative"):
+        labeller = Labeller(method, pool)
+        labels = labeller.labels(seen, count=4)
+        for label, shares in zip(labels, labeller.shares(labels, seen), strict=True):
+            np.testing.assert_allclose(shares, np.cumsum(label.gains), atol=1e-3, err_msg=method)
+
+
 def test_what_reads_every_image_says_so_where_none_is_kept(seen: Sample) -> None:
     labeller = Labeller("nonnegative", unit(normal(POOL, E, seed=2)))
-    with pytest.raises(DataError, match="reads every image, and none is kept"):
+    with pytest.raises(DataError, match="only moments are kept"):
         labeller.labels(Sample(seen.found), count=2)
-    with pytest.raises(DataError, match="none is kept"):
+    with pytest.raises(DataError, match="only moments are kept"):
         Sample(seen.found).parts([])

@@ -10,9 +10,15 @@ from scipy.optimize import nnls
 from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.errors import DataError
 from pipeline_lib.maps import Maps, identity_maps, unit
-from pipeline_lib.nonnegative import label_nonnegative, nonnegative_amounts, pursue
+from pipeline_lib.nonnegative import (
+    label_nonnegative,
+    nonnegative_amounts,
+    nonnegative_parts,
+    nonnegative_shares,
+    pursue,
+)
 from pipeline_lib.scores import moments
-from pipeline_lib.textspan import label_components
+from pipeline_lib.textspan import Labels, explained, label_components
 
 N, E, POOL = 400, 24, 150
 
@@ -68,6 +74,36 @@ def test_a_component_that_tells_two_things_apart_needs_both_words() -> None:
     assert set(label.texts[:2]) == {11, 77}
     plain = label_components(found, pool, count=1)[0]
     assert plain.gains[0] > 0.5
+
+
+def test_held_out_share_is_that_of_amounts_fitted_by_scipy() -> None:
+    """On other images, which show the opposite of what the texts were chosen on, too."""
+    pool = unit(normal(POOL, E, seed=7))
+    apart = unit(pool - pool.mean(0)).double()
+    encoded = encode(Source.of_array(one_of(apart[[11, 77, 5]].float())[:, None]))
+    labels = label_nonnegative(encoded, moments(encoded, identity_maps(E)), pool, count=3)
+    fresh = encode(Source.of_array(normal(60, 1, E, seed=9)))
+    other = moments(fresh, identity_maps(E))
+    (shares,) = nonnegative_shares(fresh, other, pool, labels)
+    images = normal(60, 1, E, seed=9)[:, 0].double()
+    images = (images - images.mean(0)).numpy()
+    for step, share in enumerate(shares, start=1):
+        rows = apart[labels[0].texts[:step]].numpy().T
+        rest = sum(nnls(rows, image)[1] ** 2 for image in images)
+        assert share == pytest.approx(1 - rest / np.square(images).sum(), abs=1e-4)
+        span = float(explained(other, 0, labels[0].directions)[step - 1])
+        assert share < 0.8 * span  # of normal images one half lies on the other side
+
+
+def test_what_texts_keep_of_images_is_their_amounts_by_scipy() -> None:
+    pool = unit(normal(POOL, E, seed=7))
+    apart = unit(pool - pool.mean(0)).double().numpy()
+    images = normal(30, E, seed=3)
+    label = Labels([4, 8, 15], [0.1] * 3, [0.2] * 3, normal(3, E))
+    for count, kept in zip((0, 2, 9), nonnegative_parts(images, pool, label, (0, 2, 9))):
+        rows = apart[[4, 8, 15][:count]].T
+        want = [rows @ nnls(rows, image)[0] if count else 0 * image for image in images.numpy()]
+        np.testing.assert_allclose(kept, want, atol=2e-3)
 
 
 def test_labels_follow_the_maps_and_constants_have_none() -> None:

@@ -10,7 +10,7 @@ from known_world import C, E, N, world
 
 from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.maps import identity_maps
-from pipeline_lib.reconstruction import bounds, reconstruction_table
+from pipeline_lib.reconstruction import along, bounds, reconstruction_table
 from pipeline_lib.scores import moments
 from pipeline_lib.textspan import label_components, random_pool
 from pipeline_lib.truths import Factors, folds, linear_reader
@@ -37,9 +37,9 @@ def reconstructed(planted, replaced: list[int], counts=COUNTS) -> pd.DataFrame:
         encoded,
         found,
         {
-            "texts": [one.directions for one in texts],
-            "pca": bounds(found, max(counts)),
-            "random": [one.directions for one in random],
+            "texts": along([one.directions for one in texts]),
+            "pca": along(bounds(found, max(counts))),
+            "random": along([one.directions for one in random]),
         },
         factors,
         replaced={"chosen": replaced},
@@ -81,7 +81,7 @@ def test_accuracy_is_that_of_replacing_by_hand(planted) -> None:
     table = reconstruction_table(
         encoded,
         found,
-        {"texts": [direction.T] * C},
+        {"texts": along([direction.T] * C)},
         factors,
         replaced={"one": [1]},
         counts=[1],
@@ -98,6 +98,12 @@ def test_accuracy_is_that_of_replacing_by_hand(planted) -> None:
     got = [accuracies(table, "texts", name)[1] for name in ("colour", "shape")]
     np.testing.assert_allclose(got, right / N, atol=2 / N)
     assert set(table["n"]) == {N}
+
+
+def test_replaced_components_are_added_up_over_chunks_of_images(planted, monkeypatch) -> None:
+    whole = reconstructed(planted, [1, 2], counts=(1, 3))
+    monkeypatch.setattr("pipeline_lib.reconstruction._CHUNK", 97)
+    pd.testing.assert_frame_equal(reconstructed(planted, [1, 2], counts=(1, 3)), whole)
 
 
 def test_more_directions_than_a_component_has_change_nothing(planted) -> None:

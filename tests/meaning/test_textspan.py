@@ -225,7 +225,9 @@ def test_table_has_a_row_per_text() -> None:
     random = label_components(found, random_pool(POOL, E, seed=1), count=3, min_gain=0)
     texts, categories = [f"text {i}" for i in range(POOL)], ["colour"] * POOL
     other, _ = planted(seed=1)
-    table = label_table(found, labels, texts, categories, COMPONENTS, random=random, heldout=other)
+    fresh = [explained(other, c, one.directions).tolist() for c, one in enumerate(labels[:2])]
+    asked = {"random": random, "heldout": [*fresh, []]}
+    table = label_table(found, labels, texts, categories, COMPONENTS, **asked)
     assert list(table["component"]) == [0, 0, 0, 1, 1]
     assert list(table["rank"]) == [0, 1, 2, 0, 1]
     assert table["text"][0] == "text 3"

@@ -42,6 +42,7 @@ def write_described(
     components: pd.DataFrame,
     pool: Pool,
     seen: Sample,
+    fresh: Sample | None,
     of_parts: Callable[[list[Part]], tuple[Sample, Sample | None]],
     facts: dict[str, Any],
     **beside: Any,
@@ -54,22 +55,23 @@ def write_described(
         Table of the model's components.
     pool
         The texts.
-    seen
-        The images.
+    seen, fresh
+        The images, and held-out ones where there are such.
     of_parts
-        Gives the images with parts in the place of components; held-out images too, where there
-        are such images.
+        Gives both with parts in the place of components.
     facts
         Metadata of the tables.
     beside
-        Further arguments of `label_table`; `heldout` are moments of held-out images or None.
+        Further arguments of `label_table`.
     """
     names = {"model": snakemake.wildcards.model, "dataset": snakemake.wildcards.dataset}
     made, asked = snakemake.output, snakemake.params
     known, found = (pool.words, pool.categories), seen.found
     labeller, count = pool.labeller(asked.method), asked.texts_per_component
     chosen = labeller.labels(seen, count=count)
-    labels = label_table(found, chosen, *known, components, **beside).assign(**names)
+    heldout = None if fresh is None else labeller.shares(chosen, fresh)
+    labels = label_table(found, chosen, *known, components, heldout=heldout, **beside)
+    labels = labels.assign(**names)
     write_table("labels", labels, made.labels, facts)
     roles = role_table(labels, found, pool.categories, draws=asked.draws, seed=asked.seed)
     write_table("roles", roles.assign(**names), made.roles, facts)
@@ -77,6 +79,8 @@ def write_described(
     summed, held = of_parts(coarse_parts(components))
     coarse = labeller.labels(summed, count=count)
     parts = describe(summed.found, found, components, coarse, chosen)
-    others = None if held is None else {"components": beside["heldout"], "parts": held.found}
+    others = None
+    if heldout is not None and held is not None:
+        others = {"components": heldout, "parts": labeller.shares(coarse, held)}
     hierarchy = hierarchy_table(parts, *known, others).assign(**names)
     write_table("hierarchy", hierarchy, made.hierarchy, facts)

@@ -10,7 +10,7 @@ from pipeline_lib.features import concept_embeddings
 from pipeline_lib.hierarchy import Part
 from pipeline_lib.labelling import Labeller, Sample
 from pipeline_lib.maps import load_maps, without_test
-from pipeline_lib.reconstruction import bounds, reconstruction_table
+from pipeline_lib.reconstruction import along, bounds, reconstruction_table
 from pipeline_lib.redraws import redraw
 from pipeline_lib.scores import moments, score_components, with_components
 from pipeline_lib.significance import add_statistics, bootstrap_strengths, redrawn_scores
@@ -30,8 +30,9 @@ with job(snakemake) as config:
     read = (dump.factors, dump.coordinates)
     encoded = stored_coordinates(*read, positions, name=str(dump.path))
     found = moments(encoded, maps)
+    seen = Sample(found, encoded)
     other = stored_coordinates(*read, held, name=str(dump.path)) if len(held) > 1 else None
-    fresh = None if other is None else moments(other, maps)
+    fresh = None if other is None else Sample(moments(other, maps), other)
     facts = {"images": found.n, "texts_per_component": count, "draws": draws, "seed": seed}
     weights = redraw(found.n, snakemake.params.redraws, seed)
 
@@ -45,15 +46,15 @@ with job(snakemake) as config:
     pool = Pool.of(texts)
     vectors = random_pool(*pool.embeddings.shape, seed=seed)
     most = min(steps[-1], len(pool.words))
-    seen, method = Sample(found, encoded), snakemake.params.method
+    method = snakemake.params.method
     random = Labeller(method, vectors).labels(seen, count=most, min_gain=0.0)
 
     def of_parts(parts: list[Part]) -> tuple[Sample, Sample | None]:
-        return seen.parts(parts), None if fresh is None else Sample(fresh, other).parts(parts)
+        return seen.parts(parts), None if fresh is None else fresh.parts(parts)
 
     interval = bootstrap_strengths(encoded, found, weights)
-    beside = {"random": random, "heldout": fresh, "interval": interval}
-    write_described(snakemake, dump.components, pool, seen, of_parts, facts, **beside)
+    beside = {"random": random, "interval": interval}
+    write_described(snakemake, dump.components, pool, seen, fresh, of_parts, facts, **beside)
 
     images = dump.manifest.iloc[positions]
     factors = Factors.of(images, known_factors(images, features))
@@ -74,13 +75,13 @@ with job(snakemake) as config:
 
     kinds = dump.components["kind"]
     longer = pool.labeller(method).labels(seen, count=most, min_gain=0.0)
-    directions = {
-        name: [label.directions for label in each]
-        for name, each in {"texts": longer, "random": random}.items()
+    kept = {
+        "texts": pool.labeller(method).kept(longer),
+        "random": Labeller(method, vectors).kept(random),
+        "pca": along(bounds(found, steps[-1])),
     }
-    directions["pca"] = bounds(found, steps[-1])
     replaced = {"heads": kinds.index[kinds == "head"], "all": kinds.index[kinds != "bias"]}
     rebuilt = reconstruction_table(
-        encoded, found, directions, factors, replaced=replaced, counts=steps, seed=seed
+        encoded, found, kept, factors, replaced=replaced, counts=steps, seed=seed
     ).assign(**names)
     write_table("reconstruction", rebuilt, snakemake.output.reconstruction, facts)

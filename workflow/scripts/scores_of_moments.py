@@ -26,7 +26,7 @@ with job(snakemake):
     if "heldout" in groups:  # apart for the fit of the maps alone
         seen.merge(groups["heldout"])
     found = seen.mapped(factors, maps)
-    fresh = groups["test"].mapped(factors, maps) if groups["test"].n > 1 else None
+    fresh = Sample(groups["test"].mapped(factors, maps)) if groups["test"].n > 1 else None
     facts = {"images": found.n, "texts_per_component": count, "draws": draws, "seed": seed}
 
     features = concept_embeddings(texts)
@@ -39,8 +39,10 @@ with job(snakemake):
     random = Labeller(asked.method, vectors).labels(Sample(found), count=count, min_gain=0.0)
 
     def of_parts(parts: list[Part]) -> tuple[Sample, Sample | None]:
-        held = None if fresh is None else Sample(groups["test"].parts(factors, fresh, parts))
-        return Sample(seen.parts(factors, found, parts)), held
+        summed = Sample(seen.parts(factors, found, parts))
+        if fresh is None:
+            return summed, None
+        return summed, Sample(groups["test"].parts(factors, fresh.found, parts))
 
-    beside = {"random": random, "heldout": fresh}
-    write_described(snakemake, components, pool, Sample(found), of_parts, facts, **beside)
+    images = (Sample(found), fresh)
+    write_described(snakemake, components, pool, *images, of_parts, facts, random=random)
