@@ -33,7 +33,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "features": 1,
     "contributions": 4,
     "maps": 3,
-    "scores": 12,
+    "scores": 13,
     "validation": 6,
     "comparison": 5,
     "ablation": 4,
@@ -171,7 +171,9 @@ _TABLES = (
         "text_features",
         "Text embeddings of concepts, pools and class prompts.",
         (
-            Column("use", "string", "concept, pool, class, or word (of an application)"),
+            Column(
+                "use", "string", "concept, pool, random, class, word (of an application), caption"
+            ),
             Column("feature", "string", "of a concept; category of a pool text; purpose of a word"),
             Column("text", "string", "the text as the user wrote it"),
             Column("embedding", "list<float>", "unit vector in CLIP space [e]"),
@@ -265,6 +267,12 @@ _TABLES = (
             Column("cumulative", "float64", "share explained by the texts so far, 0 to 1"),
             Column("cumulative_pca", "float64", "the same for the principal components: the bound"),
             Column("cumulative_random", "float64", "the same for as many random vectors as texts"),
+            Column(
+                "cumulative_random_texts",
+                "float64",
+                "the same for as many random texts; missing where the reference is texts alone",
+                nullable=True,
+            ),
             Column("cumulative_heldout", "float64", "the same on test images", nullable=True),
             Column(
                 "strength",
@@ -329,7 +337,9 @@ _TABLES = (
             Column("model", "string", "model of the run"),
             Column("dataset", "string", "data set"),
             Column("replaced", "string", "heads or all: kinds of components that are replaced"),
-            Column("directions", "string", "texts, pca (the bound) or random (as many vectors)"),
+            Column(
+                "directions", "string", "texts, random_texts, random (vectors), pca (the bound)"
+            ),
             Column("texts", "int64", "texts per component; -1 for the components themselves"),
             Column("feature", "string", "factor that is told from the mapped representation"),
             Column("accuracy", "float64", "0 to 1, on images not used in the fit"),

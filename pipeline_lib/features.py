@@ -125,6 +125,7 @@ def text_table(
     classes: Mapping[str, str] | None = None,
     words: Mapping[str, Sequence[str]] | None = None,
     captions: Sequence[str] = (),
+    random: Sequence[str] = (),
     templates: Templates | None = None,
 ) -> pd.DataFrame:
     """Rows of table `text_features` for one CLIP space.
@@ -143,6 +144,8 @@ def text_table(
         Purpose (such as spurious or core) to further words.
     captions
         Captions of images; encoded without templates.
+    random
+        Random texts to hold the pool against; encoded without templates.
     templates
         Templates; a class or word that is a descriptor of a feature takes that feature's.
 
@@ -170,6 +173,7 @@ def text_table(
     bare = ("{}",)
     for category, text in zip(pool.categories, pool.texts, strict=True):
         rows.append(("pool", category, text, text, bare))
+    rows += [("random", "", text, text, bare) for text in random]
     rows += [("caption", "", text, text, bare) for text in dict.fromkeys(captions)]
     frame = pd.DataFrame([row[:3] for row in rows], columns=["use", "feature", "text"])
     embeddings = _encode_rows(encode, [row[3:] for row in rows])

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from pipeline_lib._torchvision import ensure_torchvision
@@ -178,6 +179,32 @@ def imagenet_pool(name: str) -> TextPool:
             texts.setdefault(clean(text).casefold(), clean(text))
     chosen = tuple(text for text in texts.values() if text)
     return TextPool(chosen, (f"ImageNet {name.partition(':')[2]}",) * len(chosen))
+
+
+# Random texts
+
+
+def random_texts(pool: TextPool, seed: int) -> tuple[str, ...]:
+    """As many texts as a pool has, of as many words each, drawn at random from all its words.
+
+    They are what the pool's texts are (their words, how frequent and how many these are) without
+    what was written: what the pool explains beyond them is said by its texts, and not by any texts
+    of its words. None is a text of the pool or stands twice: a draw that does gets one more word.
+
+    >>> random_texts(TextPool(("a red cup", "one tree"), ("colour", "plant")), seed=0)
+    ('tree one cup', 'red red')
+    """
+    generator = np.random.default_rng(seed)
+    words = np.array([word for text in pool.texts for word in text.split()])
+    known = {text.casefold() for text in pool.texts}
+    drawn = []
+    for text in pool.texts:
+        chosen = generator.choice(words, size=len(text.split())).tolist()
+        while (made := " ".join(chosen)).casefold() in known:
+            chosen += generator.choice(words, size=1).tolist()
+        known.add(made.casefold())
+        drawn.append(made)
+    return tuple(drawn)
 
 
 # Composing

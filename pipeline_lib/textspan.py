@@ -165,6 +165,7 @@ def label_table(
     components: pd.DataFrame,
     *,
     random: Sequence[Labels],
+    random_texts: Sequence[Labels] | None = None,
     heldout: Sequence[Sequence[float]] | None = None,
     interval: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> pd.DataFrame:
@@ -179,8 +180,10 @@ def label_table(
     components
         Table `components`.
     random
-        Labels of the same components from a pool of random vectors (`random_pool`), with at least
-        as many steps.
+        Labels of the same components from a pool of random vectors (`random_pool`), chosen in the
+        same way, with at least as many steps.
+    random_texts
+        The same from a pool of random texts; missing in the table where it is not given.
     heldout
         For each component the cumulative share of other images' variance that the texts explain;
         missing in the table where it is not given.
@@ -192,7 +195,7 @@ def label_table(
     nothing = [float("nan")] * len(components)
     low, high = (nothing, nothing) if interval is None else interval
     facts = components[["component", "id", "kind", "layer", "head"]].to_dict("records")
-    for fact, label, other in zip(facts, labels, random, strict=True):
+    for fact, label in zip(facts, labels, strict=True):
         component = fact["component"]
         fresh = None if heldout is None else heldout[component]
         for row in text_rows(label, texts, categories, fresh):
@@ -202,16 +205,24 @@ def label_table(
                 | row
                 | {
                     "cumulative_pca": label.bounds[rank],
-                    "cumulative_random": float(sum(other.gains[: rank + 1])),
+                    "cumulative_random": _explained_by(random, component, rank + 1),
+                    "cumulative_random_texts": _explained_by(random_texts, component, rank + 1),
                     "strength": float(found.strengths[component]),
                     "strength_low": float(low[component]),
                     "strength_high": float(high[component]),
                 }
             )
     columns = ["component", "id", "kind", "layer", "head", "rank", "text", "category", "variance"]
-    columns += [f"cumulative{kind}" for kind in ("", "_pca", "_random", "_heldout")]
+    columns += [
+        f"cumulative{kind}" for kind in ("", "_pca", "_random", "_random_texts", "_heldout")
+    ]
     columns += ["strength", "strength_low", "strength_high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _explained_by(labels: Sequence[Labels] | None, component: int, count: int) -> float:
+    """Share of a component that the first texts of its label explain; NaN without labels."""
+    return float("nan") if labels is None else float(sum(labels[component].gains[:count]))
 
 
 def text_rows(

@@ -211,13 +211,18 @@ def test_all_that_stands_beside_a_label_is_made_by_its_method(method: str, copie
     count = TINY["scores"]["texts_per_component"]
 
     labels = read_table("labels", results / "scores/deit/world.labels.parquet")
-    chance = Labeller(method, random_pool(*pool.shape, seed=TINY["seed"]))
-    random = chance.labels(seen, count=count, min_gain=0.0)
+    vectors = random_pool(*pool.shape, seed=TINY["seed"])
+    others = {"random": vectors, "random_texts": embeddings_of(texts, "random")}
+    random = {
+        f"cumulative_{kind}": Labeller(method, each).labels(seen, count=count, min_gain=0.0)
+        for kind, each in others.items()
+    }
     chosen = Labeller(method, pool).labels(seen, count=count)
     for component, part in labels.groupby("component"):
         assert part["text"].tolist() == [words[text] for text in chosen[component].texts]
-        want = np.cumsum(random[component].gains)[: len(part)]
-        np.testing.assert_allclose(part["cumulative_random"], want, atol=1e-4)
+        for name, each in random.items():
+            want = np.cumsum(each[component].gains)[: len(part)]
+            np.testing.assert_allclose(part[name], want, atol=1e-4)
 
     hierarchy = read_table("hierarchy", results / "scores/deit/world.hierarchy.parquet")
     parts = coarse_parts(dump.components)

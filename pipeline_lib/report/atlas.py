@@ -182,7 +182,7 @@ def _by_component(table: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
 
 
 def _texts(labels: pd.DataFrame) -> list[list[Any]]:
-    """Text, category, variance, cumulative, random texts, bound; the numbers short."""
+    """Text, category, variance, cumulative, random vectors, bound; the numbers short."""
     shares = ["variance", "cumulative", "cumulative_random", "cumulative_pca"]
     return [
         [row["text"], row["category"], *(_short(row[name]) for name in shares)]

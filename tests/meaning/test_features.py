@@ -109,6 +109,13 @@ def test_parts_of_the_table() -> None:
         embeddings_of(table, "word", "core")
 
 
+def test_random_texts_are_encoded_bare_and_are_none_of_the_pool() -> None:
+    words = ("dog red", "a thing")
+    table = text_table(hashed, concepts={}, pool=POOL, random=words, templates=Templates(("a {}",)))
+    assert same(embeddings_of(table, "random"), unit(hashed(list(words))))
+    assert embeddings_of(table, "pool").shape == (2, 6)
+
+
 def test_targets_of_labels() -> None:
     table = text_table(hashed, concepts={}, pool=POOL, classes={"cat": "cat", "dog": "dog"})
     images = pd.DataFrame({"label": ["dog", "cat", "dog"]})

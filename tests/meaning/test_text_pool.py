@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline_lib.config import IMAGENET_POOLS
@@ -14,11 +15,13 @@ from pipeline_lib.text_pool import (
     COMPOSED,
     INDEX,
     POOLS,
+    TextPool,
     articles,
     compose,
     compose_all,
     imagenet_pool,
     main,
+    random_texts,
     read_pool,
     read_pools,
 )
@@ -145,6 +148,30 @@ def test_empty_and_missing_pools_are_refused(tmp_path) -> None:
         read_pool(write(tmp_path, "# only a comment\n"))
     with pytest.raises(DataError, match="cannot be read: No such file"):
         read_pool(tmp_path / "absent.tsv")
+
+
+# Random texts
+
+
+def test_random_texts_are_the_pool_but_for_what_was_written() -> None:
+    pool = read_pool(POOLS / "world.txt")
+    texts = random_texts(pool, seed=0)
+    assert texts == random_texts(pool, seed=0) != random_texts(pool, seed=1)
+    assert len(texts) == len(set(texts)) == len(pool)
+    assert not set(texts) & set(pool.texts)
+    lengths = [(len(text.split()), len(made.split())) for text, made in zip(pool.texts, texts)]
+    assert np.mean([given == made for given, made in lengths]) > 0.9
+    own, drawn = (Counter(" ".join(each).split()) for each in (pool.texts, texts))
+    assert set(drawn) <= set(own)
+    for word, count in own.most_common(10):  # five standard deviations of a draw
+        assert abs(drawn[word] - count) < 5 * count**0.5 + 0.1 * count
+
+
+def test_a_pool_of_single_words_has_random_texts_too() -> None:
+    pool = TextPool(("red", "Blue", "green"), ("colour",) * 3)
+    texts = random_texts(pool, seed=0)
+    assert len(set(texts)) == 3
+    assert not {text.casefold() for text in texts} & {"red", "blue", "green"}
 
 
 # Several pools, and what timm carries

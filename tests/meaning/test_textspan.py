@@ -226,8 +226,12 @@ def test_table_has_a_row_per_text() -> None:
     texts, categories = [f"text {i}" for i in range(POOL)], ["colour"] * POOL
     other, _ = planted(seed=1)
     fresh = [explained(other, c, one.directions).tolist() for c, one in enumerate(labels[:2])]
-    asked = {"random": random, "heldout": [*fresh, []]}
+    others = label_components(found, random_pool(POOL, E, seed=2), count=3, min_gain=0)
+    asked = {"random": random, "random_texts": others, "heldout": [*fresh, []]}
     table = label_table(found, labels, texts, categories, COMPONENTS, **asked)
+    for name, each in (("cumulative_random", random), ("cumulative_random_texts", others)):
+        want = np.cumsum(each[0].gains)
+        np.testing.assert_allclose(table[name][:3], want)
     assert list(table["component"]) == [0, 0, 0, 1, 1]
     assert list(table["rank"]) == [0, 1, 2, 0, 1]
     assert table["text"][0] == "text 3"
@@ -237,7 +241,8 @@ def test_table_has_a_row_per_text() -> None:
     np.testing.assert_allclose(table["cumulative_heldout"], table["cumulative"], atol=0.1)
     assert list(table["strength"].unique()) == found.strengths[:2].tolist()
     alone = label_table(found, labels, texts, categories, COMPONENTS, random=random)
-    assert alone[["cumulative_heldout", "strength_low", "strength_high"]].isna().all(axis=None)
+    absent = ["cumulative_heldout", "cumulative_random_texts", "strength_low", "strength_high"]
+    assert alone[absent].isna().all(axis=None)
     ends = ([0.1, 0.2], [0.3, 0.4])
     sure = label_table(found, labels, texts, categories, COMPONENTS, random=random, interval=ends)
     assert sure.groupby("component")["strength_high"].first().tolist() == [0.3, 0.4]

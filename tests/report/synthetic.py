@@ -321,6 +321,7 @@ def _labels(
     names += ["category", "variance", "cumulative", "cumulative_pca", "strength"]
     table = pd.DataFrame(rows, columns=names)
     table["cumulative_random"] = 0.5 * table["cumulative"]
+    table["cumulative_random_texts"] = 0.6 * table["cumulative"]
     table["strength_low"], table["strength_high"] = 0.8 * table["strength"], 1.2 * table["strength"]
     return table.assign(cumulative_heldout=0.9 * table["cumulative"])
 

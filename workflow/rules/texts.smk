@@ -1,4 +1,4 @@
-# Texts: embeddings of concepts, class names, further words and the pool, one table for each CLIP
+# Texts: embeddings of concepts, class names, further words, the pool and random texts, one table for each CLIP
 # space. Reads the word lists; writes features/texts/{space}.parquet (space: `reference`, or a CLIP
 # model of the run).
 
@@ -57,6 +57,7 @@ rule texts:
         words=further_words(),
         lists=WORD_LISTS,
         captions=captions(),
+        seed=CONFIG.seed,
     log:
         f"{RESULTS}/logs/texts/{{space}}.log",
     benchmark:

@@ -15,26 +15,47 @@ from pipeline_lib.features import embeddings_of
 from pipeline_lib.hierarchy import Part, coarse_parts, describe, hierarchy_table
 from pipeline_lib.labelling import Labeller, Sample
 from pipeline_lib.roles import role_table
-from pipeline_lib.textspan import label_table
+from pipeline_lib.textspan import Labels, label_table, random_pool
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The texts that components are labelled with, their categories and unit vectors."""
+    """The texts that components are labelled with, and what these are held against.
+
+    Attributes
+    ----------
+    words, categories, embeddings
+        The texts, their categories and unit vectors.
+    random
+        Kind of random pool to its unit vectors: `random` are as many vectors, `random_texts`
+        (where the reference encodes texts) as many texts of random words.
+    """
 
     words: list[str]
     categories: list[str]
     embeddings: Float[Tensor, "k e"]
+    random: dict[str, Float[Tensor, "k e"]]
 
     @classmethod
-    def of(cls, texts: pd.DataFrame) -> Pool:
-        """Rows of table `text_features` that are of the pool."""
+    def of(cls, texts: pd.DataFrame, seed: int) -> Pool:
+        """Rows of table `text_features` that are of the pool, and random ones."""
         rows = texts[texts["use"] == "pool"]
-        return cls(rows["text"].tolist(), rows["feature"].tolist(), embeddings_of(texts, "pool"))
+        embeddings = embeddings_of(texts, "pool")
+        random = {"random": random_pool(*embeddings.shape, seed=seed)}
+        if (texts["use"] == "random").any():
+            random["random_texts"] = embeddings_of(texts, "random")
+        return cls(rows["text"].tolist(), rows["feature"].tolist(), embeddings, random)
 
     def labeller(self, method: str) -> Labeller:
         """A method of labelling with these texts."""
         return Labeller(method, self.embeddings)
+
+    def labelled_at_random(self, method: str, seen: Sample, count: int) -> dict[str, list[Labels]]:
+        """For each random pool the labels that the method chooses from it, `count` each."""
+        return {
+            kind: Labeller(method, vectors).labels(seen, count=count, min_gain=0.0)
+            for kind, vectors in self.random.items()
+        }
 
 
 def write_described(

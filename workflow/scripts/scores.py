@@ -15,7 +15,6 @@ from pipeline_lib.redraws import redraw
 from pipeline_lib.scores import moments, score_components, with_components
 from pipeline_lib.significance import add_statistics, bootstrap_strengths, redrawn_scores
 from pipeline_lib.streamed import stored_coordinates
-from pipeline_lib.textspan import random_pool
 from pipeline_lib.truths import Factors, known_factors, truth_table
 
 with job(snakemake) as config:
@@ -43,17 +42,15 @@ with job(snakemake) as config:
     scores = with_components(scores, dump.components).assign(**names)
     write_table("scores", scores, snakemake.output.scores, facts)
 
-    pool = Pool.of(texts)
-    vectors = random_pool(*pool.embeddings.shape, seed=seed)
+    pool = Pool.of(texts, seed)
     most = min(steps[-1], len(pool.words))
     method = snakemake.params.method
-    random = Labeller(method, vectors).labels(seen, count=most, min_gain=0.0)
+    random = pool.labelled_at_random(method, seen, most)
 
     def of_parts(parts: list[Part]) -> tuple[Sample, Sample | None]:
         return seen.parts(parts), None if fresh is None else fresh.parts(parts)
 
-    interval = bootstrap_strengths(encoded, found, weights)
-    beside = {"random": random, "interval": interval}
+    beside = {"interval": bootstrap_strengths(encoded, found, weights), **random}
     write_described(snakemake, dump.components, pool, seen, fresh, of_parts, facts, **beside)
 
     images = dump.manifest.iloc[positions]
@@ -75,11 +72,9 @@ with job(snakemake) as config:
 
     kinds = dump.components["kind"]
     longer = pool.labeller(method).labels(seen, count=most, min_gain=0.0)
-    kept = {
-        "texts": pool.labeller(method).kept(longer),
-        "random": Labeller(method, vectors).kept(random),
-        "pca": along(bounds(found, steps[-1])),
-    }
+    kept = {"texts": pool.labeller(method).kept(longer)}
+    kept |= {kind: Labeller(method, pool.random[kind]).kept(each) for kind, each in random.items()}
+    kept["pca"] = along(bounds(found, steps[-1]))
     replaced = {"heads": kinds.index[kinds == "head"], "all": kinds.index[kinds != "bias"]}
     rebuilt = reconstruction_table(
         encoded, found, kept, factors, replaced=replaced, counts=steps, seed=seed

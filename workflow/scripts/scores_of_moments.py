@@ -8,12 +8,11 @@ from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.factors import load_factors
 from pipeline_lib.features import concept_embeddings
 from pipeline_lib.hierarchy import Part
-from pipeline_lib.labelling import Labeller, Sample
+from pipeline_lib.labelling import Sample
 from pipeline_lib.maps import load_maps
 from pipeline_lib.scores import score_components, with_components
 from pipeline_lib.significance import add_chance, add_margins
 from pipeline_lib.streamed import load_moments
-from pipeline_lib.textspan import random_pool
 
 with job(snakemake):
     names = {"model": snakemake.wildcards.model, "dataset": snakemake.wildcards.dataset}
@@ -34,9 +33,8 @@ with job(snakemake):
     scores = add_margins(add_chance(scores, found, features, draws=draws, seed=seed))
     write_table("scores", with_components(scores, components).assign(**names), made.scores, facts)
 
-    pool = Pool.of(texts)
-    vectors = random_pool(*pool.embeddings.shape, seed=seed)
-    random = Labeller(asked.method, vectors).labels(Sample(found), count=count, min_gain=0.0)
+    pool = Pool.of(texts, seed)
+    random = pool.labelled_at_random(asked.method, Sample(found), count)
 
     def of_parts(parts: list[Part]) -> tuple[Sample, Sample | None]:
         summed = Sample(seen.parts(factors, found, parts))
@@ -45,4 +43,4 @@ with job(snakemake):
         return summed, Sample(groups["test"].parts(factors, fresh.found, parts))
 
     images = (Sample(found), fresh)
-    write_described(snakemake, components, pool, *images, of_parts, facts, random=random)
+    write_described(snakemake, components, pool, *images, of_parts, facts, **random)

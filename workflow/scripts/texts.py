@@ -6,7 +6,7 @@ from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.errors import ConfigError
 from pipeline_lib.features import class_phrases, read_reference_texts, read_templates, text_table
 from pipeline_lib.models import load_model
-from pipeline_lib.text_pool import read_pools
+from pipeline_lib.text_pool import random_texts, read_pools
 
 with job(snakemake) as config:
     space, asked = snakemake.wildcards.space, snakemake.params
@@ -23,12 +23,14 @@ with job(snakemake) as config:
             raise ConfigError("templates: cannot be applied to reference.texts; set it to null")
         classes = {label: label for label in labels}
         pool = read_pools(config.text_pool) if config.text_pool else encoder.pool()
+        random: tuple[str, ...] = ()  # only the texts that are given have embeddings
     else:
         if config.text_pool is None:
             raise ConfigError("text_pool: is missing; name a file, category<TAB>text on each line")
         encoder = load_model(section.id, weights=section.weights, **section.kwargs)
         classes = class_phrases(labels)
         pool = read_pools(config.text_pool)
+        random = random_texts(pool, config.seed)
     table = text_table(
         encoder.encode_text,
         concepts=config.concepts,
@@ -36,6 +38,7 @@ with job(snakemake) as config:
         classes=classes,
         words=asked.words,
         captions=captions,
+        random=random,
         templates=templates,
     )
     facts = {"space": space, "encoder": asked.encoder, "pool_sha256": pool.sha256}
