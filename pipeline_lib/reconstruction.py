@@ -1,18 +1,22 @@
 """What a model still knows when its components are replaced by what a few texts explain of them.
 
 Of a component's contribution, less its mean, what its first texts keep stays; the mean stays whole.
-A reader of the mapped representation, fitted on the whole one, is applied to the sum. What texts
-keep depends on the method of labelling: `along` is for those that project to directions.
+A reader of the mapped representation is applied to the sum: a linear one of known factors, fitted
+on the whole representation, and the zero-shot classifier of the images' labels. What texts keep
+depends on the method of labelling: `along` is for those that project to directions.
+
+Axis letters beside those of `textspan`: `v` value that is told, `m` some of the images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline_lib.coordinates import Encoded
@@ -25,6 +29,78 @@ from pipeline_lib.truths import Factors, folds, linear_reader
 Kept = Callable[[int, Float[Tensor, "n e"], Sequence[int]], Sequence[Float[Tensor, "n e"]]]
 
 _CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How something is told of images from their mapped representations, less the mean.
+
+    Attributes
+    ----------
+    name
+        `linear` or `zero_shot`.
+    factors
+        What is told, of every image.
+    readers
+        Positions of images, and the weights and offset that give the logits of these.
+    """
+
+    name: str
+    factors: Factors
+    readers: Sequence[tuple[Int[np.ndarray, " m"], Float[Tensor, "e v"], Float[Tensor, " v"]]]
+
+    @property
+    def n(self) -> int:
+        """Number of images that are read."""
+        return sum(len(positions) for positions, _, _ in self.readers)
+
+
+def linear_reading(encoded: Encoded, found: Moments, factors: Factors, *, seed: int) -> Reading:
+    """Known factors by linear readers of the whole representation, each on images it did not see.
+
+    Parameters
+    ----------
+    encoded, found
+        Coordinates and moments of the components.
+    factors
+        Known factors of the images.
+    seed
+        Of the folds of the cross-validation.
+    """
+    wanted, whole = factors.one_hot(), _whole(encoded, found)
+    readers = [
+        (test, *linear_reader(whole[train], wanted[train]))
+        for train, test in folds(len(encoded), seed)
+    ]
+    return Reading("linear", factors, readers)
+
+
+def zero_shot_reading(
+    found: Moments,
+    bias: Float[Tensor, " e"],
+    labels: pd.Series,
+    texts: Mapping[str, Float[np.ndarray, " e"]],
+) -> Reading:
+    """The images' labels by the nearest text of a class (P1 section 3); nothing is fitted.
+
+    Parameters
+    ----------
+    found, bias
+        Moments of the components, and what the maps add to their sum.
+    labels
+        Label of every image; images without one are not read.
+    texts
+        Label to its unit text embedding.
+    """
+    known = np.flatnonzero(labels.notna())
+    names, codes = np.unique(labels.iloc[known].astype(str), return_inverse=True)
+    every = np.full((len(labels), 1), -1)
+    every[known, 0] = codes
+    weights = torch.from_numpy(np.stack([texts[name] for name in names])).double().T
+    offset = (found.mean @ found.blocks + bias.double()) @ weights
+    return Reading(
+        "zero_shot", Factors(("label",), every, (len(names),)), [(known, weights, offset)]
+    )
 
 
 def along(directions: Sequence[Float[Tensor, "s e"]]) -> Kept:
@@ -49,11 +125,10 @@ def reconstruction_table(
     encoded: Encoded,
     found: Moments,
     kinds: Mapping[str, Kept],
-    factors: Factors,
+    readings: Sequence[Reading],
     *,
     replaced: Mapping[str, Collection[int]],
     counts: Sequence[int],
-    seed: int,
 ) -> pd.DataFrame:
     """Rows of table `reconstruction`, without model and data set.
 
@@ -63,35 +138,31 @@ def reconstruction_table(
         Coordinates and moments of the components.
     kinds
         Name of a kind of directions (such as `texts`) to what it keeps of each component.
-    factors
-        Known factors of the images, which are told from the representation; no rows without.
+    readings
+        What is told of the images, and how; no rows without.
     replaced
         Name to the components that are replaced.
     counts
         Numbers of directions per component.
-    seed
-        Of the folds of the cross-validation.
     """
-    columns = ["replaced", "directions", "texts", "feature", "accuracy", "n"]
-    if not factors.names:
+    columns = ["replaced", "directions", "texts", "reader", "feature", "accuracy", "n"]
+    if not readings:
         return pd.DataFrame(columns=columns)
     plans = [(name, "texts", -1) for name in replaced]
     plans += [(name, kind, count) for name in replaced for kind in kinds for count in counts]
-    wanted, right = factors.one_hot(), np.zeros((len(plans), len(factors.names)))
-    whole = _whole(encoded, found)
-    readers = [
-        (test, *linear_reader(whole[train], wanted[train]))
-        for train, test in folds(len(encoded), seed)
-    ]
+    right = [np.zeros((len(plans), len(reading.factors.names))) for reading in readings]
     for positions, sums in _sums(encoded, found, kinds, plans, replaced, counts):
-        for test, reader, offset in readers:
-            places = np.isin(positions, test)
-            images = sums[:, torch.from_numpy(places)].double()
-            right += factors.correct(images @ reader + offset, positions[places])
+        for counted, reading in zip(right, readings, strict=True):
+            for some, weights, offset in reading.readers:
+                places = np.isin(positions, some)
+                for plan, images in enumerate(sums[:, torch.from_numpy(places)]):
+                    logits = images.double() @ weights + offset
+                    counted[plan] += reading.factors.correct(logits, positions[places])
     rows = [
-        (*plan, feature, accuracy, len(encoded))
-        for plan, accuracies in zip(plans, right / len(encoded), strict=True)
-        for feature, accuracy in zip(factors.names, accuracies.tolist(), strict=True)
+        (*plan, reading.name, feature, accuracy, reading.n)
+        for counted, reading in zip(right, readings, strict=True)
+        for plan, accuracies in zip(plans, counted / reading.n, strict=True)
+        for feature, accuracy in zip(reading.factors.names, accuracies.tolist(), strict=True)
     ]
     return pd.DataFrame(rows, columns=columns)
 

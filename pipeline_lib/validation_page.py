@@ -255,9 +255,9 @@ def _labels(table: pd.DataFrame) -> str:
 
 
 def _reconstruction(table: pd.DataFrame) -> str:
-    if table.empty:
+    chosen = table[table["feature"].isin(MAIN)] if len(table) else table
+    if chosen.empty:
         return ""
-    chosen = table[table["feature"].isin(MAIN)]
     steps = sorted(set(chosen["texts"]) - {-1})
     means = chosen.groupby(["model", "replaced", "directions", "texts"], sort=False)[
         "accuracy"

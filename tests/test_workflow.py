@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from running import ROOT, TINY, changed, plan, rules_of, snakemake, write_config
 
@@ -231,6 +232,27 @@ def test_all_that_stands_beside_a_label_is_made_by_its_method(method: str, copie
     for part, label in zip(parts, above, strict=True):
         want = [words[text] for text in label.texts]
         assert said[part.level, part.node] == (want or [""])
+
+
+def test_labels_are_told_zero_shot_where_components_are_texts(tiny: Path) -> None:
+    """The whole representation by the nearest text of a class, from the dump by hand."""
+    results = tiny / "results" / "test"
+    manifest = results / "manifest/world/images.parquet"
+    dump = open_dump(results / "contributions/deit/world.zarr", manifest)
+    positions = without_test(dump.manifest["split"])
+    maps = load_maps(results / "maps/deit.safetensors")
+    images = maps.apply_total(torch.from_numpy(dump.contributions(positions)))
+    texts = read_table("text_features", results / "features/texts/reference.parquet")
+    labels = dump.manifest["label"].iloc[positions].to_numpy()
+    classes = texts[(texts["use"] == "class") & texts["text"].isin(labels)]
+    told = classes["text"].to_numpy()[(images @ embeddings_of(classes, "class").T).argmax(1)]
+    rebuilt = read_table("reconstruction", results / "scores/deit/world.reconstruction.parquet")
+    rows = rebuilt[rebuilt["reader"] == "zero_shot"]
+    assert set(rows["feature"]) == {"label"} and set(rows["n"]) == {len(labels)}
+    assert set(rows.loc[rows["texts"] < 0, "accuracy"].round(9)) == {
+        round(float((told == labels).mean()), 9)
+    }
+    assert rows.loc[rows["texts"] == 0, "accuracy"].max() < 1
 
 
 def test_how_fast_to_compute_is_no_reason_to_compute_again(tiny: Path, config: Any) -> None:

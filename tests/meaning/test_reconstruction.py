@@ -9,8 +9,14 @@ import torch
 from known_world import C, E, N, world
 
 from pipeline_lib.coordinates import Source, encode
-from pipeline_lib.maps import identity_maps
-from pipeline_lib.reconstruction import along, bounds, reconstruction_table
+from pipeline_lib.maps import identity_maps, unit
+from pipeline_lib.reconstruction import (
+    along,
+    bounds,
+    linear_reading,
+    reconstruction_table,
+    zero_shot_reading,
+)
 from pipeline_lib.scores import moments
 from pipeline_lib.textspan import label_components, random_pool
 from pipeline_lib.truths import Factors, folds, linear_reader
@@ -41,10 +47,9 @@ def reconstructed(planted, replaced: list[int], counts=COUNTS) -> pd.DataFrame:
             "pca": along(bounds(found, max(counts))),
             "random": along([one.directions for one in random]),
         },
-        factors,
+        [linear_reading(encoded, found, factors, seed=0)],
         replaced={"chosen": replaced},
         counts=counts,
-        seed=0,
     )
 
 
@@ -82,10 +87,9 @@ def test_accuracy_is_that_of_replacing_by_hand(planted) -> None:
         encoded,
         found,
         {"texts": along([direction.T] * C)},
-        factors,
+        [linear_reading(encoded, found, factors, seed=0)],
         replaced={"one": [1]},
         counts=[1],
-        seed=0,
     )
     values = contributions.double()
     part = values[:, 1] - values[:, 1].mean(0)
@@ -98,6 +102,40 @@ def test_accuracy_is_that_of_replacing_by_hand(planted) -> None:
     got = [accuracies(table, "texts", name)[1] for name in ("colour", "shape")]
     np.testing.assert_allclose(got, right / N, atol=2 / N)
     assert set(table["n"]) == {N}
+
+
+def test_labels_are_told_by_the_nearest_text_and_nothing_is_fitted(planted) -> None:
+    """Heads on their first texts, classified by hand; some images have no label."""
+    contributions, encoded, found, _, features = planted
+    generator = torch.Generator().manual_seed(5)
+    bias = torch.randn(E, generator=generator)
+    texts = unit(features["colour"] + 0.2 * torch.randn(3, E, generator=generator))
+    texts = dict(zip(("blue", "green", "red"), texts.numpy(), strict=True))
+    labels = pd.Series(np.random.default_rng(1).choice([*texts, None], N))
+    directions = bounds(found, 2)
+    table = reconstruction_table(
+        encoded,
+        found,
+        {"texts": along(directions)},
+        [zero_shot_reading(found, bias, labels, texts)],
+        replaced={"some": [1, 2]},
+        counts=[0, 2],
+    )
+    assert set(table["reader"]) == {"zero_shot"} and set(table["feature"]) == {"label"}
+    known = labels.notna().to_numpy()
+    assert set(table["n"]) == {known.sum()} != {N}
+    for count in (-1, 0, 2):
+        values = contributions.double().clone()
+        for component in [1, 2] if count >= 0 else []:
+            mean = values[:, component].mean(0)
+            rows = directions[component][:count]
+            values[:, component] = mean + (values[:, component] - mean) @ rows.T @ rows
+        images = values.sum(1) + bias
+        cosine = unit(images).double() @ torch.from_numpy(np.stack(list(texts.values()))).double().T
+        told = np.array(list(texts))[cosine.argmax(1)]
+        want = (told == labels)[known].mean()
+        got = table.set_index("texts").loc[count, "accuracy"]
+        assert got == pytest.approx(want, abs=1.5 / N)
 
 
 def test_replaced_components_are_added_up_over_chunks_of_images(planted, monkeypatch) -> None:

@@ -455,7 +455,9 @@ def _write_opened(
                 reached = 0.9 if texts < 0 else 0.2 + 0.7 * (1 - np.exp(-speed * texts))
                 place = {"directions": directions, "texts": texts, "feature": feature}
                 rows.append(place | {"accuracy": reached - 0.02 * rng.random()})
-    table = pd.DataFrame(rows).assign(**base, replaced="heads", n=IMAGES)
+    table = pd.DataFrame(rows).assign(**base, replaced="heads", reader="linear", n=IMAGES)
+    labels = table[table["feature"] == FEATURES[0]].assign(feature="label", reader="zero_shot")
+    table = pd.concat([table, labels])
     write_table("reconstruction", table, folder / "world.reconstruction.parquet", PROVENANCE)
 
 

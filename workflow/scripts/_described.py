@@ -14,6 +14,7 @@ from pipeline_lib.artifacts import write_table
 from pipeline_lib.features import embeddings_of
 from pipeline_lib.hierarchy import Part, coarse_parts, describe, hierarchy_table
 from pipeline_lib.labelling import Labeller, Sample
+from pipeline_lib.reconstruction import Kept, along, bounds
 from pipeline_lib.roles import role_table
 from pipeline_lib.textspan import Labels, label_table, random_pool
 
@@ -56,6 +57,16 @@ class Pool:
             kind: Labeller(method, vectors).labels(seen, count=count, min_gain=0.0)
             for kind, vectors in self.random.items()
         }
+
+    def kept(
+        self, method: str, seen: Sample, random: dict[str, list[Labels]], count: int
+    ) -> dict[str, Kept]:
+        """What texts, random ones and principal components, up to `count`, keep of components."""
+        labeller = self.labeller(method)
+        longer = labeller.labels(seen, count=count, min_gain=0.0)
+        found = {"texts": labeller.kept(longer), "pca": along(bounds(seen.found, count))}
+        others = {kind: Labeller(method, self.random[kind]) for kind in random}
+        return found | {kind: others[kind].kept(each) for kind, each in random.items()}
 
 
 def write_described(

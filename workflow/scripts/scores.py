@@ -5,12 +5,13 @@ from _described import Pool, write_described
 from _job import job, store_folder
 
 from pipeline_lib.artifacts import read_table, write_table
+from pipeline_lib.classify import label_texts
 from pipeline_lib.dumps import open_dump, open_features
 from pipeline_lib.features import concept_embeddings
 from pipeline_lib.hierarchy import Part
-from pipeline_lib.labelling import Labeller, Sample
+from pipeline_lib.labelling import Sample
 from pipeline_lib.maps import load_maps, without_test
-from pipeline_lib.reconstruction import along, bounds, reconstruction_table
+from pipeline_lib.reconstruction import linear_reading, reconstruction_table, zero_shot_reading
 from pipeline_lib.redraws import redraw
 from pipeline_lib.scores import moments, score_components, with_components
 from pipeline_lib.significance import add_statistics, bootstrap_strengths, redrawn_scores
@@ -71,12 +72,14 @@ with job(snakemake) as config:
     write_table("redraws", drawn.assign(**names), snakemake.output.redraws, facts | counted)
 
     kinds = dump.components["kind"]
-    longer = pool.labeller(method).labels(seen, count=most, min_gain=0.0)
-    kept = {"texts": pool.labeller(method).kept(longer)}
-    kept |= {kind: Labeller(method, pool.random[kind]).kept(each) for kind, each in random.items()}
-    kept["pca"] = along(bounds(found, steps[-1]))
     replaced = {"heads": kinds.index[kinds == "head"], "all": kinds.index[kinds != "bias"]}
-    rebuilt = reconstruction_table(
-        encoded, found, kept, factors, replaced=replaced, counts=steps, seed=seed
-    ).assign(**names)
+    readings = []
+    if factors.names:
+        readings.append(linear_reading(encoded, found, factors, seed=seed))
+    if images["label"].nunique() > 1:
+        classes = label_texts(texts, "label", images["label"].dropna())
+        readings.append(zero_shot_reading(found, maps.bias, images["label"], classes))
+    kept = pool.kept(method, seen, random, most)
+    asked = {"replaced": replaced, "counts": steps}
+    rebuilt = reconstruction_table(encoded, found, kept, readings, **asked).assign(**names)
     write_table("reconstruction", rebuilt, snakemake.output.reconstruction, facts)

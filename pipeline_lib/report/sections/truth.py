@@ -165,24 +165,30 @@ def _confirmed(run: Run) -> Listing:
 def _reconstruction(run: Run) -> Figure:
     table = run["reconstruction"]
     means = (
-        table.groupby(["model", "replaced", "directions", "texts"], sort=False)["accuracy"]
+        table.groupby(["reader", "model", "replaced", "directions", "texts"], sort=False)[
+            "accuracy"
+        ]
         .mean()
         .reset_index()
     )
     heads = means[means["replaced"] == "heads"]
     shown = heads if len(heads) else means
     panels = [
-        _reconstruction_panel(shown[shown["model"] == name], name) for name in run.models_in(shown)
+        _reconstruction_panel(part[part["model"] == name], f"{name}{note}")
+        for reader, note in {"linear": "", "zero_shot": ": label, zero-shot"}.items()
+        if len(part := shown[shown["reader"] == reader])
+        for name in run.models_in(part)
     ]
     return Figure(
         "reconstruction",
         "What is left when heads are replaced by their texts",
         Caption(
-            "Accuracy, mean over the known factors, when each head’s contribution is replaced by "
-            "its projection on the first texts of its label; dashed: on as many principal "
-            "components; grey: on as many random directions; dotted: the heads themselves.",
-            "The mean of a head stays. The factor is read from the sum by a linear reader fitted "
-            "on the whole representation.",
+            "Accuracy, mean over the known factors or of the label, when each head’s contribution "
+            "is replaced by its projection on the first texts of its label; dashed: on as many "
+            "principal components; grey: on as many random directions; dotted: the heads "
+            "themselves.",
+            "The mean of a head stays. A factor is read from the sum by a linear reader fitted on "
+            "the whole representation; a label by the nearest text of a class (zero-shot).",
             plural(int(table["n"].max()), "image"),
             "A head that few texts explain may still be replaced without loss, if others carry the "
             "same.",
