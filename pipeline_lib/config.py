@@ -470,7 +470,8 @@ class RunConfig(_Section):
     templates: str | None = None
     """Text file with one prompt template with `{}` a line; null: the bare text."""
     text_pool: str | Texts | None = None
-    """Files with `category<TAB>text` a line, or `imagenet:lemmas`; null: texts of `reference`."""
+    """Files with `category<TAB>text` a line (or a text; the file's name is the category of all), or
+    `imagenet:lemmas`; null: texts of `reference`."""
     contributions: Contributions
     """The dumps of contributions."""
     maps: Maps | None = None
@@ -518,7 +519,7 @@ def load_config(source: Mapping[str, Any] | str | Path, *, check_files: bool = T
     problems += _name_problems(raw) + _model_problems(raw) + _value_problems(raw)
     problems += _level_problems(raw)
     if check_files:
-        problems += _file_problems(raw)
+        problems += _file_problems(raw) + _pool_problems(raw)
     if problems or config is None:
         listing = "\n  - ".join(dict.fromkeys(problems))
         count = len(dict.fromkeys(problems))
@@ -953,6 +954,31 @@ def _file_problems(raw: Mapping[str, Any]) -> list[str]:
         path = Path(str(texts.get("names")))
         problems += _missing_columns("reference.texts", path, {"column": texts["column"]})
     return problems
+
+
+def _pool_problems(raw: Mapping[str, Any]) -> list[str]:
+    """More texts asked for of a component than the files of the pool, or of names, have."""
+    if not isinstance(raw.get("scores"), Mapping):
+        return []
+    default = Scores.model_fields["texts_per_component"].default
+    asked, pools = raw["scores"].get("texts_per_component", default), _at(raw, "text_pool")
+    pools = pools if isinstance(pools, list) else [pools]
+    if pools == [None] and _at(raw, "reference", "texts", "column") is None:
+        pools = [_at(raw, "reference", "texts", "names")]
+    known = [isinstance(pool, str) and Path(pool).is_file() for pool in pools]
+    if not isinstance(asked, int) or not all(known):  # a pool of timm has a thousand and more
+        return []
+    lines = (
+        line for pool in pools for line in Path(pool).read_text("utf-8", "replace").split("\n")
+    )
+    texts = {line.rpartition("\t")[2].strip().casefold() for line in lines if line[:1] != "#"}
+    count = len(texts - {""})
+    if asked <= count:
+        return []
+    return [
+        f"scores.texts_per_component: {asked} are asked for, but text_pool has {count} texts; ask "
+        "for fewer, or name further files"
+    ]
 
 
 def _column_problems(place: str, dataset: Any) -> list[str]:

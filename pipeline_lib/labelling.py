@@ -25,7 +25,7 @@ from pipeline_lib.nonnegative import (
 )
 from pipeline_lib.reconstruction import Kept, along
 from pipeline_lib.scores import Moments
-from pipeline_lib.textspan import Labels, Method, explained, label_components
+from pipeline_lib.textspan import PUBLISHED_RANK, Labels, Method, explained, label_components
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,12 @@ class Labeller:
             )
         encoded = seen.images()
         return label_nonnegative(encoded, seen.found, self.pool, count=count, min_gain=min_gain)
+
+    def most(self, seen: Sample) -> int:
+        """Most texts a component can have: fewer than images, no more than the method and pool."""
+        rank = min(PUBLISHED_RANK, self.pool.shape[1])
+        limits = [len(self.pool), seen.found.n - 1, *([rank] if self.method == "published" else [])]
+        return min(limits)
 
     def shares(self, labels: Sequence[Labels], fresh: Sample) -> list[list[float]]:
         """Cumulative share of other images' variance that the texts of every label explain.

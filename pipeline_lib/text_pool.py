@@ -1,13 +1,15 @@
 """Pools of texts that describe images: composed from word lists, written, read and checked.
 
-A pool is a UTF-8 file with one text a line, `category<TAB>text`; lines that start with `#` are
-comments. `python -m pipeline_lib.text_pool` composes the pools that ship with the project from
-the word lists beside them. The names and definitions of ImageNet's classes are read from timm.
+A pool is a UTF-8 file with `category<TAB>text` on each line, or with a text alone on each: then all
+texts are of one category, the file's name. Lines that start with `#` are comments.
+`python -m pipeline_lib.text_pool` composes the pools that ship with the project from the word lists
+beside them. The names and definitions of ImageNet's classes are read from timm.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import hashlib
 import itertools
 import json
@@ -41,6 +43,14 @@ INDEX = "pools.json"
 _TAKES_A = re.compile(r"(?:uni|use|eu|one|ewe|u[a-z]?k)")
 _TAKES_AN = re.compile(r"(?:hour|honest|heir|x-ray|[FHLMNRSX]\b)")
 
+#: Marks at the beginning of files, the longest first: one of UTF-32 begins as one of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
 _MAX_SHOWN = 10
 
 
@@ -72,27 +82,34 @@ class TextPool:
 def read_pool(path: str | Path) -> TextPool:
     """The pool in a file, cleaned: spaces at the ends and doubled spaces are dropped.
 
+    Where no line has a tab, every line is a text, and its category is the file's name without
+    ending.
+
     Raises
     ------
     DataError
         The file is missing, not UTF-8 or empty, or has lines without category or text, with
-        control characters, or with a text that stands there already (in upper or lower case).
-        The message lists the first such lines.
+        signs that are not seen or were lost, or with a text that stands there already (in upper or
+        lower case). The message lists the first such lines.
     """
     path = Path(path)
     texts: list[str] = []
     categories: list[str] = []
     seen: dict[str, int] = {}
     problems: list[str] = []
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        category, tab, text = line.partition("\t")
-        category, text = clean(category), clean(text)
+    lines = {
+        number: line
+        for number, line in enumerate(read_lines(path), start=1)
+        if line.strip() and not line.startswith("#")
+    }
+    plain = not any("\t" in line for line in lines.values())
+    for number, line in lines.items():
+        given, tab, said = (path.stem, "\t", line) if plain else line.partition("\t")
+        category, text = clean(given), clean(said)
         if not tab or not category or not text:
             problems.append(f"line {number}: {line[:40]!r} is not category<TAB>text")
-        elif any(unicodedata.category(sign) == "Cc" for sign in category + text):
-            problems.append(f"line {number}: {text[:40]!r} has control characters")
+        elif complaint := _unfit(given + said):
+            problems.append(f"line {number}: {text[:40]!r} {complaint}")
         elif text.casefold() in seen:
             problems.append(f"line {number}: {text!r} stands in line {seen[text.casefold()]} too")
         else:
@@ -103,6 +120,17 @@ def read_pool(path: str | Path) -> TextPool:
         problems.append("it has no texts")
     raise_problems(f"text pool {path}", problems)
     return TextPool(tuple(texts), tuple(categories))
+
+
+def _unfit(text: str) -> str:
+    """What is wrong with the signs of a text; '' where nothing is."""
+    for sign in text:
+        name = f"U+{ord(sign):04X} {unicodedata.name(sign, '')}".strip()
+        if sign == "\ufffd":
+            return f"has {name}, which stands for a character that was lost; write it anew"
+        if unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cn"):
+            return f"has {name}, which is not seen; delete it"
+    return ""
 
 
 def read_lines(path: Path) -> list[str]:
@@ -117,19 +145,26 @@ def read_lines(path: Path) -> list[str]:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            raise DataError(
+                f"{path} is not UTF-8: its first bytes {mark.hex(' ')} are the mark of {encoding}; "
+                f"save the file as UTF-8, for example with iconv -f {encoding} -t UTF-8"
+            )
     try:
         return content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise DataError(
             f"{path} is not UTF-8: line {line} has the byte 0x{content[error.start]:02x}; save the "
-            f"file as UTF-8, for example with iconv -f ISO-8859-1 -t UTF-8"
+            "file as UTF-8, for example with iconv -f ISO-8859-1 -t UTF-8 (or from whatever "
+            "encoding it has)"
         ) from error
 
 
 def clean(text: str) -> str:
-    """Text in composed Unicode form, without spaces at its ends or doubled ones."""
-    return re.sub(r" +", " ", unicodedata.normalize("NFC", text)).strip()
+    """Text in composed Unicode form, without spaces at its ends; any space within is one blank."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).strip()
 
 
 def raise_problems(where: str, problems: Sequence[str]) -> None:
@@ -149,10 +184,12 @@ def read_pools(sources: str | Path | Sequence[str | Path]) -> TextPool:
     Raises
     ------
     DataError
-        As `read_pool`.
+        As `read_pool`; or there are no sources.
     """
     if isinstance(sources, str | Path):
         sources = [sources]
+    if not sources:
+        raise DataError(f"no text pool is named; name files, or {' or '.join(IMAGENET_POOLS)}")
     texts: dict[str, tuple[str, str]] = {}
     for source in sources:
         pool = imagenet_pool(str(source)) if str(source) in IMAGENET_POOLS else read_pool(source)

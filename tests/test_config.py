@@ -163,7 +163,8 @@ def test_a_reference_of_texts_needs_another_target(tmp_path: Path) -> None:
     texts = {"embeddings": str(tmp_path / "x.npy"), "names": str(tmp_path / "names.txt")}
     with pytest.raises(ConfigError, match="with reference.texts use label_text"):
         load_config(changed(reference={"texts": texts}))
-    config = load_config(changed(reference={"texts": texts}, maps__target="label_text"))
+    asked = {"reference": {"texts": texts}, "scores__texts_per_component": 3}
+    config = load_config(changed(**asked, maps__target="label_text"))
     assert space_of(config, "deit") == "reference"
 
 
@@ -288,3 +289,16 @@ def test_the_files_that_decide_what_a_model_computes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(Path("config").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_configurations_are_valid_but_for_data_to_fill_in(path: Path) -> None:
     assert isinstance(load_config(path, check_files=False), RunConfig)
+
+
+def test_more_texts_than_the_pool_has_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.tsv", tmp_path / "second.txt"
+    first.write_text("# words\ncolour\ta red cup\ncolour\ta blue cup\n\n", "utf-8")
+    second.write_text("a tree\nA red cup\n", "utf-8")
+    raw = changed(text_pool=[str(first), str(second)], scores__texts_per_component=4)
+    message = "scores.texts_per_component: 4 are asked for, but text_pool has 3 texts"
+    assert any(problem.startswith(message) for problem in problems(raw))
+    load_config(changed(text_pool=[str(first), str(second)], scores__texts_per_component=3))
+    by_default = changed(text_pool=str(first))
+    assert any("10 are asked for" in problem for problem in problems(by_default))
+    load_config(changed(text_pool=["imagenet:lemmas"], scores__texts_per_component=500))

@@ -67,6 +67,21 @@ def test_a_list_without_an_end_is_as_long_as_asked(seen: Sample) -> None:
         assert [len(label.texts) for label in labels] == [9] * C, method
 
 
+def test_most_texts_of_a_component(contributions: torch.Tensor, maps: Maps) -> None:
+    """Fewer than images; as many as the pool; for the published method its rank."""
+    encoded = encode(Source.of_array(contributions[:15]))
+    few = Sample(moments(encoded, maps), encoded)
+    pool = unit(normal(POOL, E, seed=2))
+    for method in ("textspan", "omp", "nonnegative"):
+        labeller = Labeller(method, pool)
+        assert labeller.most(few) == 14
+        labeller.labels(few, count=14, min_gain=0.0)
+        with pytest.raises(DataError, match="15 images are too few for 15 directions"):
+            labeller.labels(few, count=15)
+        assert Labeller(method, pool[:9]).most(few) == 9
+    assert Labeller("published", pool).most(Sample(few.found)) == 14
+
+
 @pytest.mark.parametrize("method", [*METHODS, "nonnegative"])
 def test_parts_are_labelled_as_components_of_their_sums_would_be(
     method: str, seen: Sample, contributions: torch.Tensor, maps: Maps

@@ -17,6 +17,7 @@ from pipeline_lib.text_pool import (
     POOLS,
     TextPool,
     articles,
+    clean,
     compose,
     compose_all,
     imagenet_pool,
@@ -126,21 +127,78 @@ def test_all_problems_of_a_pool_come_in_one_message(tmp_path) -> None:
         "line 3",
         "line 4: 'Red' stands in line 1 too",
         "line 5",
-        "line 6: 'a\\x07b' has control characters",
+        "line 6: 'a\\x07b' has U+0007, which is not seen; delete it",
     ):
         assert expected in message
 
 
 def test_many_problems_are_cut_short(tmp_path) -> None:
     with pytest.raises(DataError, match="and 20 more"):
-        read_pool(write(tmp_path, "bad\n" * 30))
+        read_pool(write(tmp_path, "a\tfirst\n" + "bad\n" * 30))
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_other_encodings_are_refused(tmp_path, encoding: str) -> None:
-    path = write(tmp_path, "food\tbread\nfood\tcafé\n", encoding)
-    with pytest.raises(DataError, match=r"is not UTF-8: line \d has the byte 0x.*save the file"):
+def test_a_text_a_line_is_a_pool_of_one_category(tmp_path) -> None:
+    path = tmp_path / "birds.txt"
+    path.write_text("# own\na heron\n\n a  crow \n", "utf-8")
+    pool = read_pool(path)
+    assert pool.texts == ("a heron", "a crow")
+    assert pool.categories == ("birds", "birds")
+    with pytest.raises(DataError, match="'a Crow' stands in line 1 too"):
+        read_pool(write(tmp_path, "a crow\na Crow\n"))
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u3000", " \u00a0 "])
+def test_other_spaces_make_no_other_text(tmp_path, space: str) -> None:
+    path = write(tmp_path, f"colour\ta red cup\ncolour\ta{space}red cup\n")
+    with pytest.raises(DataError, match="line 2: 'a red cup' stands in line 1 too"):
         read_pool(path)
+
+
+@pytest.mark.parametrize(
+    ("sign", "complaint"),
+    [
+        ("\u200b", "U\\+200B ZERO WIDTH SPACE, which is not seen"),
+        ("\u00ad", "U\\+00AD SOFT HYPHEN, which is not seen"),
+        ("\ufeff", "U\\+FEFF ZERO WIDTH NO-BREAK SPACE, which is not seen"),
+        ("\ufffd", "U\\+FFFD REPLACEMENT CHARACTER, which stands for a character that was lost"),
+        ("\t", "U\\+0009, which is not seen"),
+        ("\0", "U\\+0000, which is not seen"),
+    ],
+)
+def test_signs_that_are_not_seen_or_were_lost_are_refused(tmp_path, sign, complaint) -> None:
+    with pytest.raises(DataError, match=f"line 2: .* has {complaint}"):
+        read_pool(write(tmp_path, f"colour\ta red cup\ncolour\ta red{sign} cup\n"))
+
+
+@pytest.mark.parametrize("name", ["general.tsv", "world.txt"])
+def test_no_shipped_pool_holds_what_is_refused_or_cleaned(name: str) -> None:
+    for line in (POOLS / name).read_text("utf-8").splitlines()[1:]:
+        category, text = line.split("\t")
+        assert (clean(category), clean(text)) == (category, text)
+        assert line.replace("\t", "").isprintable()
+
+
+def test_other_encodings_are_refused(tmp_path) -> None:
+    path = write(tmp_path, "food\tbread\nfood\tcafé\n", "latin-1")
+    with pytest.raises(DataError, match=r"is not UTF-8: line 2 has the byte 0xe9.*ISO-8859-1"):
+        read_pool(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_encodings_with_a_mark_are_named(tmp_path, encoding: str) -> None:
+    path = write(tmp_path, "\ufefffood\tbread\nfood\tcafé\n", encoding)
+    with pytest.raises(DataError) as caught:
+        read_pool(path)
+    name = encoding.upper()[:6]
+    assert f"are the mark of {name}" in str(caught.value)
+    assert f"iconv -f {name} -t UTF-8" in str(caught.value)
+    converted = path.read_bytes().decode(name.lower())  # as that command does
+    assert read_pool(write(tmp_path, converted)).texts == ("bread", "café")
+
+
+def test_no_pool_at_all_is_refused() -> None:
+    with pytest.raises(DataError, match="no text pool is named; name files, or imagenet:lemmas"):
+        read_pools([])
 
 
 def test_empty_and_missing_pools_are_refused(tmp_path) -> None:

@@ -44,8 +44,9 @@ with job(snakemake) as config:
     write_table("scores", scores, snakemake.output.scores, facts)
 
     pool = Pool.of(texts, seed)
-    most = min(steps[-1], len(pool.words))
     method = snakemake.params.method
+    most = max(count, min(steps[-1], pool.labeller(method).most(seen)))
+    steps = [step for step in steps if step <= most]
     random = pool.labelled_at_random(method, seen, most)
 
     def of_parts(parts: list[Part]) -> tuple[Sample, Sample | None]:
