@@ -36,6 +36,10 @@ SMALL = {
     "map_methods": ("{run} --docs page.md", r"\| deit \| ridge \| [\d.]+"),
     "maps": ("--images 200 --width 48 --threads 1 --method ridge --docs page.md", r"\| ridge \|"),
     "score_methods": ("{run} --docs page.md", r"\| deit"),
+    "text_labels": (
+        "{run} --count 2 --methods textspan nonnegative --docs page.md",
+        r"\| deit \| nonnegative \| [\d.]+ / [\d.]+ \|",
+    ),
     "textspan": (
         "--images 60 --heads 2 --texts 50 --count 3 --threads 1 --method textspan --docs page.md",
         r"\| textspan \|",
