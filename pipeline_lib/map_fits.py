@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from pipeline_lib.maps import (
     agreement,
     check_targets,
     explained_share,
+    split_masks,
     unit,
 )
 
@@ -90,6 +91,7 @@ def fit_maps(
     targets: Float[Tensor, "n e"],
     heldout: Bool[np.ndarray, " n"],
     *,
+    test: Bool[np.ndarray, " n"] | None = None,
     method: Method = "compalign",
     baselines: Sequence[Method] = (),
     settings: Settings | None = None,
@@ -106,6 +108,8 @@ def fit_maps(
         Where each image should point: its CLIP embedding, or the embedding of its label.
     heldout
         Images that are only looked at to choose (when to stop, strength of the ridge) and measure.
+    test
+        Images that are measured in the end and neither fitted nor chosen on; none by default.
     method, baselines
         `compalign`: cosine and orthogonality (P2); `cosine`: the same with λ = 0; `ridge`: least
         squares in closed form with one map per component; `anchored`: the same, drawn to one
@@ -130,22 +134,24 @@ def fit_maps(
     P2 section 4 (CompAlign). See `compalign` for the objective.
     """
     settings = settings or Settings()
-    check_targets(source, targets, heldout)
+    check_targets(source, targets, heldout, test)
     started = time.perf_counter()
     encoded = encode(source, memory_bytes=memory_bytes)
     aims = unit(targets).to(device)
-    problem = Problem(encoded, aims, np.flatnonzero(~heldout), np.flatnonzero(heldout))
+    split = {name: np.flatnonzero(mask) for name, mask in split_masks(heldout, test).items()}
+    problem = Problem(encoded, aims, split["train"], split["heldout"])
     reading = time.perf_counter() - started
     rows, chosen = [], None
     for name in dict.fromkeys([method, *baselines]):
         started = time.perf_counter()
         fitted = _fitter(name)(problem, settings)
         seconds = reading + time.perf_counter() - started
-        rows += _metrics(problem, fitted, name, name == method, seconds)
+        rows += _metrics(problem, split, fitted, name, name == method, seconds)
         chosen = fitted if name == method else chosen
         log.info("%s: held-out cosine %.4f in %.1f s", name, rows[-1]["cosine"], seconds)
     assert chosen is not None
-    maps = Maps(method, chosen.weights(problem), chosen.bias.cpu())
+    facts = {} if chosen.strength is None else {"strength": chosen.strength}
+    maps = Maps(method, chosen.weights(problem), chosen.bias.cpu(), facts)
     return MapFit(maps, pd.DataFrame(rows), chosen.history)
 
 
@@ -297,14 +303,19 @@ def add_orthogonality_gradient(
 
 
 def _metrics(
-    problem: Problem, fitted: Fitted, method: str, chosen: bool, seconds: float
+    problem: Problem,
+    split: Mapping[str, np.ndarray],
+    fitted: Fitted,
+    method: str,
+    chosen: bool,
+    seconds: float,
 ) -> list[dict[str, Any]]:
     rows = []
-    for split, index in (("train", problem.fit), ("heldout", problem.heldout)):
+    for name, index in split.items():
         mapped, targets = problem.mapped(index, fitted.blocks, fitted.bias), problem.targets[index]
         explained = explained_share(mapped, targets) if method in LEAST_SQUARES else np.nan
         rows.append(
-            {"method": method, "chosen": chosen, "split": split}
+            {"method": method, "chosen": chosen, "split": name}
             | agreement(unit(mapped), targets)
             | {"explained": explained, "seconds": seconds}
         )

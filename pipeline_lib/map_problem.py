@@ -73,6 +73,7 @@ class Fitted:
     shared: Float[Tensor, "d e"] | None = None
     is_shared: bool = False
     history: Sequence[float] = ()
+    strength: float | None = None  # of the ridge
 
     def weights(self, problem: Problem) -> Float[Tensor, "c d e"]:
         shared = None if self.shared is None else self.shared.cpu()

@@ -53,7 +53,7 @@ def ridge(problem: Problem, anchor: Float[Tensor, "r e"] | None = None) -> Fitte
         found = problem.cosine(problem.heldout, blocks, bias)
         log.debug("ridge %g: held-out cosine %.4f", strength, found)
         if found > cosine:
-            best, cosine = Fitted(blocks, bias), found
+            best, cosine = Fitted(blocks, bias, strength=strength), found
         elif form is _iterated:
             break
     assert best is not None
@@ -162,7 +162,8 @@ def shared_ridge(problem: Problem) -> Fitted:
         problem.encoded.bases,
     )
     fitted = ridge(replace(problem, encoded=summed))
-    return Fitted(summing @ fitted.blocks, fitted.bias, fitted.blocks, is_shared=True)
+    whole = Fitted(summing @ fitted.blocks, fitted.bias, fitted.blocks, is_shared=True)
+    return replace(whole, strength=fitted.strength)
 
 
 def anchored_ridge(problem: Problem, isometry: Fitted) -> Fitted:

@@ -162,6 +162,16 @@ def split_heldout(image_ids: Sequence[str], share: float, seed: int) -> Bool[np.
     return heldout
 
 
+def split_masks(
+    heldout: Bool[np.ndarray, " n"], test: Bool[np.ndarray, " n"] | None = None
+) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Value of column `split` of table `map_metrics` to the images that it stands for."""
+    masks = {"train": ~heldout, "heldout": heldout}
+    if test is None or not test.any():
+        return masks
+    return {"train": ~heldout & ~test, "heldout": heldout & ~test, "test": test}
+
+
 def without_test(splits: pd.Series) -> Int[np.ndarray, " m"]:
     """Positions of the images that may be fitted on: all but those of split `test`.
 
@@ -205,7 +215,11 @@ def with_heldout(manifest: pd.DataFrame, share: float, seed: int) -> pd.DataFram
 
 
 def applied_metrics(
-    maps: Maps, source: Source, targets: Float[Tensor, "n e"], heldout: Bool[np.ndarray, " n"]
+    maps: Maps,
+    source: Source,
+    targets: Float[Tensor, "n e"],
+    heldout: Bool[np.ndarray, " n"],
+    test: Bool[np.ndarray, " n"] | None = None,
 ) -> pd.DataFrame:
     """Metrics of maps that are applied as they are, in the form that `fit_maps` gives.
 
@@ -218,11 +232,11 @@ def applied_metrics(
     DataError
         Targets do not fit the images, or hold NaN.
     """
-    check_targets(source, targets, heldout)
+    check_targets(source, targets, heldout, test)
     started = time.perf_counter()
     images = unit(torch.cat([maps.apply_total(values) for _, values in source.batches()]))
     rows = []
-    for split, mask in (("train", ~heldout), ("heldout", heldout)):
+    for split, mask in split_masks(heldout, test).items():
         chosen = torch.from_numpy(mask)
         rows.append(
             {"method": maps.method, "chosen": True, "split": split}
@@ -278,7 +292,10 @@ def target_ranks(images: Float[Tensor, "m e"], targets: Float[Tensor, "m e"]) ->
 
 
 def check_targets(
-    source: Source, targets: Float[Tensor, "m e"], heldout: Bool[np.ndarray, " v"]
+    source: Source,
+    targets: Float[Tensor, "m e"],
+    heldout: Bool[np.ndarray, " v"],
+    test: Bool[np.ndarray, " v"] | None = None,
 ) -> None:
     """Raise one `DataError` unless every image has a finite target and both sides have images."""
     if len(targets) != source.n or len(heldout) != source.n:
@@ -292,9 +309,10 @@ def check_targets(
             f"the target of image {bad} (counted from 0) is NaN or infinite: its features are "
             "incomplete; delete the features store of this data set and run snakemake again"
         )
-    if heldout.sum() < 1 or (~heldout).sum() < 2:
+    fitted, seen = (int(split_masks(heldout, test)[name].sum()) for name in ("train", "heldout"))
+    if seen < 1 or fitted < 2:
         raise DataError(
-            f"{int((~heldout).sum())} images to fit on and {int(heldout.sum())} held out are too "
+            f"{fitted} images to fit on and {seen} held out are too "
             "few: at least 2 and 1 are needed"
         )
 

@@ -24,6 +24,8 @@ APPLICATIONS = (
     "spurious_summary",
     "code_summary",
 )
+#: Splits of the table of maps.
+_SPLITS = {"heldout": "held out", "test": "test"}
 #: Scores of the table factor by factor.
 _BY_FACTOR = ("score", "score_published", "random")
 _NAMES = {
@@ -221,16 +223,18 @@ def _control(table: pd.DataFrame, truths: pd.DataFrame) -> str:
 
 def _maps(table: pd.DataFrame) -> str:
     rows = [
-        [row["model"], row["method"], "chosen" if row["chosen"] else "", row["n"]]
+        [row["model"], row["method"], "chosen" if row["chosen"] else "", _SPLITS[row["split"]]]
+        + [row["n"]]
         + [_within(row, name) for name in ("cosine", "recall_at_1", "recall_at_5")]
-        for row in table[table["split"] == "heldout"].to_dict("records")
+        for row in table[table["split"].isin(_SPLITS)].to_dict("records")
     ]
     text = (
         "## Maps to CLIP space\n\n"
-        "On the images held out of the fit, with 95 % intervals over these. `docs/maps.md` has all "
-        "methods with the truths.\n\n"
+        "On the images held out of the fit, on which the strength of a ridge and the last epoch are "
+        "chosen, and on those of split `test`, on which nothing is; with 95 % intervals over the "
+        "images. `docs/maps.md` has all methods with the truths.\n\n"
     )
-    head = ["model", "method", "", "images", "cosine", "recall@1", "recall@5"]
+    head = ["model", "method", "", "split", "images", "cosine", "recall@1", "recall@5"]
     return text + _table(head, rows)
 
 

@@ -442,6 +442,30 @@ def test_too_few_images_are_refused() -> None:
         fit_maps(Source.of_array(contributions), targets, np.ones(N, dtype=bool))
 
 
+@pytest.mark.parametrize("method", ["ridge", "anchored", "shared", "procrustes", "compalign"])
+def test_test_images_are_measured_and_neither_fitted_nor_chosen_on(method: str) -> None:
+    """Their targets are noise: the maps are those without them, and only their row is bad."""
+    contributions, targets, _ = planted(noise=0.3)
+    test = np.arange(N) % 4 == 3
+    noise = torch.randn(N, E, generator=torch.Generator().manual_seed(8))
+    spoiled = torch.where(torch.from_numpy(test)[:, None], unit(noise), targets)
+    settings = Settings(learning_rate=0.02, batch_size=64, max_epochs=5)
+    some = {"method": method, "settings": settings}
+    source = Source.of_array(contributions)
+    got = fit_maps(source, spoiled, HELDOUT & ~test, test=test, **some)
+    want = fit_maps(Source.of_array(contributions[~test]), targets[~test], HELDOUT[~test], **some)
+    torch.testing.assert_close(got.maps.weights, want.maps.weights, rtol=0, atol=1e-4)
+    assert got.maps.facts == want.maps.facts
+    assert ("strength" in got.maps.facts) == (method in ("ridge", "anchored", "shared"))
+    rows, others = (one.metrics.set_index("split") for one in (got, want))
+    assert list(rows.index) == ["train", "heldout", "test"] and list(others.index) == [
+        *rows.index[:2]
+    ]
+    np.testing.assert_allclose(rows["cosine"][:2], others["cosine"], atol=1e-4)
+    assert rows.loc["test", "n"] == test.sum()
+    assert rows.loc["test", "cosine"] < rows.loc["heldout", "cosine"] - 0.2
+
+
 def test_targets_are_checked() -> None:
     contributions, targets, _ = planted()
     with pytest.raises(DataError, match="one of each"):

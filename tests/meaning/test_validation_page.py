@@ -96,7 +96,10 @@ def test_good_and_bad_results_are_on_the_page() -> None:
     assert "| clip | decodability | dealt at random | 0.00 [-0.50, 0.50] |" in page
     assert "| deit | decodability | between | 0.25 [-0.50, 0.50] | 0.00 [-0.50, 0.50] |" in page
     assert "| 0.25 [-0.50, 0.50] |  | 0.035 | 0.045 | 50.0% |" in page
-    assert "| deit | ridge | chosen | 9 | 0.800 [0.250, 0.875] | 0.500 [0.250, 0.875] |" in page
+    assert (
+        "| deit | ridge | chosen | held out | 9 | 0.800 [0.250, 0.875] | 0.500 [0.250, 0.875] |"
+        in page
+    )
     assert "| deit | 2 | 1.0 | 0.40 | 0.30 | 0.20 | 0.60 |" in page
     assert "| deit | heads | texts | 0.700 | 0.900 |" in page
 
