@@ -230,9 +230,9 @@ def _maps(table: pd.DataFrame) -> str:
     ]
     text = (
         "## Maps to CLIP space\n\n"
-        "On the images held out of the fit, on which the strength of a ridge and the last epoch are "
-        "chosen, and on those of split `test`, on which nothing is; with 95 % intervals over the "
-        "images. `docs/maps.md` has all methods with the truths.\n\n"
+        "On the images held out of the fit, on which the strength of a ridge and the last epoch "
+        "are chosen, and on those of split `test`, on which nothing is; with 95 % intervals over "
+        "the images. `docs/maps.md` has all methods with the truths.\n\n"
     )
     head = ["model", "method", "", "split", "images", "cosine", "recall@1", "recall@5"]
     return text + _table(head, rows)

@@ -233,8 +233,8 @@ def _cosines(run: Run) -> Figure:
             "Mean cosine between the mapped representation and its target, and the share of images "
             "that are nearest to their own target; lines are 95\u202f% intervals over images.",
             f"Fitted on one part of the images of {held['dataset'].iloc[0]}, measured on another; "
-            "each method on the same split. The table of all maps also has test images, on which no "
-            "strength and no last epoch was chosen.",
+            "each method on the same split. The table of all maps has test images, too, on which "
+            "no strength and no last epoch was chosen.",
             plural(int(held["n"].max()), "held-out image"),
             "A high cosine can come from the mean alone; the share of images found is the harder "
             "test.",
