@@ -29,7 +29,7 @@ from pipeline_lib.maps import split_heldout, without_test
 from pipeline_lib.redraws import Weights, redraw
 from pipeline_lib.scores import moments, score_components, with_components
 from pipeline_lib.significance import redrawn_scores
-from pipeline_lib.truths import Factors, truth_table
+from pipeline_lib.truths import Factors, known_factors, truth_table
 from pipeline_lib.validation import confirmed_table, validation_table
 
 METHODS = ("compalign", "cosine", "ridge", "anchored", "shared", "procrustes")
@@ -53,7 +53,7 @@ def compare(root: Path, model: str, dataset: str) -> pd.DataFrame:
     )
     texts = read_table("text_features", root / "features" / "texts" / "reference.parquet")
     features = concept_embeddings(texts)
-    factors = Factors.of(images, [name for name in features if name in images])
+    factors = Factors.of(images, known_factors(images, features))
     encoded = encode(source)
     weights = redraw(len(encoded), 20, facts["seed"])
     known: tuple[pd.DataFrame, pd.DataFrame] | None = None

@@ -7,10 +7,10 @@ how well one follows the other is over images. Axis letters: `w` redraw, `n` ima
 from __future__ import annotations
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
 
+#: Standard errors that 95 % of a normal variable are within, to either side.
+REACH = 1.96
 #: How often each image counts in each redraw.
 Weights = UInt8[np.ndarray, "w n"]
 
@@ -42,19 +42,13 @@ def once(images: int) -> Weights:
     return redraw(images, 0, seed=0)
 
 
-def taken(weights: Weights, index: np.ndarray | slice) -> Float[Tensor, "w m"]:
-    """How often each of some images counts, for products in float64."""
-    return torch.from_numpy(weights[:, index].astype(np.float64))
-
-
 def spread_interval(
-    value: Float[np.ndarray, "*s"], drawn: Float[np.ndarray, "w *s"], reach: float = 1.96
+    value: Float[np.ndarray, "*s"], drawn: Float[np.ndarray, "w *s"]
 ) -> tuple[Float[np.ndarray, "*s"], Float[np.ndarray, "*s"]]:
-    """Ends of an interval of `reach` standard errors, from values in redraws.
+    """Ends of a 95 % interval: `REACH` standard errors to either side, from values in redraws.
 
     Rank correlations and losses of redraws lie lower than those of the images, since an image that
-    is drawn twice says nothing new; quantiles of them would not hold the value itself. 1.96
-    standard errors are 95 % of a normal variable.
+    is drawn twice says nothing new; quantiles of them would not hold the value itself.
     """
-    error = reach * drawn.std(axis=0, ddof=1)
+    error = REACH * drawn.std(axis=0, ddof=1)
     return value - error, value + error

@@ -15,6 +15,7 @@ from scipy.stats import false_discovery_control
 
 from pipeline_lib.errors import DataError
 from pipeline_lib.scores import Moments
+from pipeline_lib.significance import DRAWS_EACH
 from pipeline_lib.textspan import component_variances
 
 NO_ROLE = "no clear role"
@@ -38,7 +39,8 @@ def role_table(
     pool_categories
         Category of every text of the pool.
     draws
-        Number of times the categories are shuffled over the pool for the p-value.
+        Times the categories are shuffled over the pool for the p-value, at least; there are
+        `DRAWS_EACH` for each component.
     seed
         Of the shuffling.
 
@@ -58,6 +60,7 @@ def role_table(
             "made from another pool; run snakemake again"
         )
     texts = labels.groupby("component").size()
+    draws = max(draws, DRAWS_EACH * len(texts))
     dealt = _dealt(codes, int(texts.max()) if len(texts) else 0, draws, seed)
     rows: list[dict[str, Any]] = []
     for component, label in labels.groupby("component"):

@@ -28,6 +28,8 @@ from pipeline_lib.scores import (
 
 _CHUNK = 512
 _DIRECTIONS = 512
+#: Random subspaces for each component, at least: the smallest p-value times the components is 0.04.
+DRAWS_EACH = 25
 
 
 def add_statistics(
@@ -73,21 +75,32 @@ def add_chance(
 ) -> pd.DataFrame:
     """The table of scores with p_value and q_value, which need moments only.
 
-    The q-value is the p-value corrected for the number of components and features that are looked
-    at: among the rows whose q-value is at most 0.05, 5 % are false discoveries at most, on average
-    (Benjamini and Hochberg 1995).
+    Parameters
+    ----------
+    table, found, features
+        As for `add_statistics`.
+    draws
+        Random subspaces at least; there are `DRAWS_EACH` for each component, so that the only
+        carrier of a feature among any number of components can have a q-value below 0.05.
+    seed
+        Of the subspaces.
+
+    Notes
+    -----
+    The q-value is the p-value corrected for the number of components, feature by feature (Benjamini
+    and Hochberg 1995): of the components of a feature with a q-value of at most 0.05, 5 % are there
+    by chance at most, on average. That holds for independent tests and positively dependent ones;
+    scores of one feature share the random subspaces and sum to 1, so it is a guide.
     """
-    ranks = {name: feature_basis(features[name]).shape[1] for name in features}
-    random = {
-        rank: random_scores(found, rank, draws=draws, seed=seed) for rank in set(ranks.values())
-    }
+    ranks = {name: feature_basis(rows).shape[1] for name, rows in features.items()}
+    draws = max(draws, DRAWS_EACH * len(found.within))
+    random = random_scores(found, sorted(set(ranks.values())), draws=draws, seed=seed)
     parts = []
     for name, part in table.groupby("feature", sort=False):
         part = part.sort_values("component")
-        chance = random[ranks[str(name)]]
-        parts.append(part.assign(p_value=p_values(part["score"].to_numpy(), chance)))
-    whole = pd.concat(parts, ignore_index=True)
-    return whole.assign(q_value=false_discovery_control(whole["p_value"]))
+        chance = p_values(part["score"].to_numpy(), random[ranks[str(name)]])
+        parts.append(part.assign(p_value=chance, q_value=false_discovery_control(chance)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def redrawn_scores(
@@ -221,20 +234,40 @@ class _Variances:
         return (self.square / count - torch.stack(means, dim=1)).clamp_min(0)
 
 
-def random_scores(found: Moments, rank: int, *, draws: int, seed: int) -> Float[np.ndarray, "w c"]:
-    """Scores of every component for random subspaces of `rank` directions of CLIP space."""
+def random_scores(
+    found: Moments, ranks: Sequence[int], *, draws: int, seed: int
+) -> dict[int, Float[np.ndarray, "w c"]]:
+    """Scores of every component for random subspaces of CLIP space, by number of directions.
+
+    Each draw is one set of orthonormal directions; a subspace of fewer takes its first ones.
+
+    Parameters
+    ----------
+    found
+        Moments of the components.
+    ranks
+        Numbers of directions, from 1 to the width of the space.
+    draws
+        Subspaces of each number.
+    seed
+        Of the directions.
+    """
     generator = torch.Generator().manual_seed(seed)
-    out, at_once = found.total.shape[0], max(1, _DIRECTIONS // rank)
-    scores = []
+    out, most = found.total.shape[0], max(ranks)
+    at_once = max(1, _DIRECTIONS // most)
+    blocks, cross = found.blocks.float(), found.cross.float()
+    scores: dict[int, list[Tensor]] = {rank: [] for rank in ranks}
     for start in range(0, draws, at_once):
         count = min(at_once, draws - start)
-        normal = torch.randn(count, out, rank, generator=generator, dtype=torch.float64)
-        bases = torch.linalg.qr(normal).Q.permute(1, 0, 2).reshape(out, count * rank)
-        products = (found.blocks @ bases) * (found.cross @ bases)
+        normal = torch.randn(count, out, most, generator=generator, dtype=torch.float64)
+        bases = torch.linalg.qr(normal).Q.permute(1, 0, 2).reshape(out, count * most).float()
+        products = (blocks @ bases) * (cross @ bases)
         along = torch.stack([products[s].sum(dim=0) for s in found.bases.slices])
-        shares = along.view(-1, count, rank).sum(dim=2)
-        scores.append((shares / shares.sum(dim=0).clamp_min(1e-300)).T)
-    return torch.cat(scores).numpy()
+        sums = along.view(-1, count, most).double().cumsum(dim=2)
+        for rank, parts in scores.items():
+            shares = sums[:, :, rank - 1]
+            parts.append((shares / shares.sum(dim=0).clamp_min(1e-300)).T)
+    return {rank: torch.cat(parts).numpy() for rank, parts in scores.items()}
 
 
 def p_values(

@@ -27,7 +27,7 @@ from torch import Tensor
 from pipeline_lib.artifacts import extra_columns
 from pipeline_lib.coordinates import Encoded
 from pipeline_lib.errors import DataError
-from pipeline_lib.redraws import Weights, once, taken
+from pipeline_lib.redraws import Weights, once
 from pipeline_lib.scores import Moments, feature_basis
 
 log = logging.getLogger(__name__)
@@ -152,9 +152,9 @@ def decodability(
     (cross-validation over `FOLDS`). R² is the share of the code's variance that is read; unlike
     accuracy it still tells components apart that are always right.
     """
-    weights = once(len(encoded)) if weights is None else weights
+    target = _Target.of(factors, once(len(encoded)) if weights is None else weights)
     alone = (encoded.values[:, columns] for columns in encoded.bases.slices)
-    found = [_told(torch.from_numpy(rows).double(), factors, seed, weights) for rows in alone]
+    found = [_told(torch.from_numpy(rows).double(), target, seed) for rows in alone]
     read, accuracy = (np.stack(each, axis=1) for each in zip(*found, strict=True))
     return read, accuracy
 
@@ -180,31 +180,61 @@ def decodability_in_words(
     for place, name in enumerate(factors.names):
         reading = found.blocks @ feature_basis(features[name])
         one = Factors((name,), factors.codes[:, [place]], (factors.counts[place],))
+        target = _Target.of(one, weights)
         for component, columns in enumerate(encoded.bases.slices):
             rows = torch.from_numpy(encoded.values[:, columns]).double() - found.mean[columns]
-            read, _ = _told(rows @ reading[columns], one, seed, weights)
+            read, _ = _told(rows @ reading[columns], target, seed)
             result[:, component, place] = read[:, 0]
     return result
 
 
+@dataclass(frozen=True)
+class _Target:
+    """What linear readers are to tell, and how much there is to tell in every redraw.
+
+    Attributes
+    ----------
+    factors, wanted
+        Factors, and their one-hot code `[n, v]`.
+    counts
+        How often each image counts `[w, n]`.
+    spread
+        Sum of squares of the code about its mean `[w, f]`; 0 where all images have one value.
+    """
+
+    factors: Factors
+    wanted: Float[Tensor, "n v"]
+    counts: Float[np.ndarray, "w n"]
+    spread: Float[np.ndarray, "w f"]
+
+    @classmethod
+    def of(cls, factors: Factors, weights: Weights) -> _Target:
+        wanted, counts = factors.one_hot(), weights.astype(np.float64)
+        sums = torch.from_numpy(counts) @ wanted
+        images = torch.from_numpy(counts.sum(axis=1, keepdims=True)).clamp_min(1.0)
+        # The code is 0 or 1, so its squares are itself.
+        return cls(factors, wanted, counts, factors.by_factor(sums - sums.square() / images))
+
+
 def _told(
-    rows: Float[Tensor, "n r"], factors: Factors, seed: int, weights: Weights
+    rows: Float[Tensor, "n r"], target: _Target, seed: int
 ) -> tuple[Float[np.ndarray, "w f"], Float[np.ndarray, "w f"]]:
-    """R² and accuracy of cross-validated linear readers of `rows`, factor by factor."""
-    wanted = factors.one_hot()
-    right, missed = np.zeros((2, len(rows), len(factors.names)))
+    """R² and accuracy of cross-validated linear readers of `rows`, factor by factor.
+
+    R² is 0 in a redraw whose images all have one value: there is nothing to read.
+    """
+    wanted, counts = target.wanted, target.counts
+    right, missed = np.zeros((2, len(rows), len(target.factors.names)))
     for train, test in folds(len(rows), seed):
         reader, offset = linear_reader(rows[train], wanted[train])
         read = rows[test] @ reader + offset
-        right[test] = factors.hits(read, test)
-        missed[test] = factors.by_factor((wanted[test] - read).square())
-    every = taken(weights, slice(None))
-    images = every.sum(dim=1, keepdim=True).clamp_min(1.0)
-    # The code is 0 or 1, so its squares are itself.
-    total = factors.by_factor(every @ wanted - (every @ wanted).square() / images)
-    counts = every.numpy()
-    read_share = 1 - (counts @ missed) / np.maximum(total, 1e-300)
-    return read_share, (counts @ right) / images.numpy()
+        right[test] = target.factors.hits(read, test)
+        missed[test] = target.factors.by_factor((wanted[test] - read).square())
+    varies = target.spread > 1e-9
+    share = 1 - counts @ missed / np.where(varies, target.spread, 1.0)
+    return np.where(varies, share, 0.0), counts @ right / counts.sum(axis=1, keepdims=True).clip(
+        1.0
+    )
 
 
 @dataclass(frozen=True)
@@ -257,7 +287,7 @@ def ablation_loss(
     margin = np.zeros((len(weights), count, len(factors.names)))
     for train, test in folds(len(encoded), seed):
         reader, offset = linear_reader(whole[train], wanted[train])
-        mean = torch.from_numpy(encoded.values[train].mean(axis=0)).double()
+        mean = _mean(encoded, train)
         through = summing @ reader
         for part in np.array_split(test, -(-len(test) // _FEW)):
             centred = encoded.rows(part).double() - mean
@@ -345,8 +375,8 @@ def clip_agreement(
     for place, (name, descriptors) in enumerate(features.items()):
         reading = (found.blocks @ descriptors.double().T).float()
         target = ranks(rankings[name]).astype(np.float32)
-        own = np.stack([ranks(_read(encoded, c, reading)) for c in encoded.bases.slices])
-        own = own.astype(np.float32)
+        every = (ranks(_read(encoded, columns, reading)) for columns in encoded.bases.slices)
+        own = np.stack([values.astype(np.float32) for values in every])
         flat = own.reshape(count, -1)
         for shuffle, order in enumerate(orders):
             result[shuffle, :, place] = flat @ target[order].ravel() / len(descriptors)
@@ -437,7 +467,7 @@ def truth_table(
     return table, drawn.drop(columns="accuracy")
 
 
-def _lists(values: Float[np.ndarray, "w c"]) -> pd.Series:
+def _lists(values: Float[np.ndarray, "w c"]) -> pd.api.extensions.ExtensionArray:
     """The values of each column as one entry."""
     return pd.Series(list(values.T.astype(np.float32)), dtype=object).array
 
@@ -492,6 +522,14 @@ def folds(count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for fold, test in enumerate(parts):
         train = np.concatenate([part for other, part in enumerate(parts) if other != fold])
         yield np.sort(train), np.sort(test)
+
+
+def _mean(encoded: Encoded, index: Int[np.ndarray, " m"]) -> Float[Tensor, " r"]:
+    """Mean coordinates of some images, summed in float64."""
+    parts = np.array_split(index, -(-len(index) // _CHUNK))
+    return torch.stack([encoded.rows(part).double().sum(dim=0) for part in parts]).sum(0) / len(
+        index
+    )
 
 
 def _parts(count: int) -> list[np.ndarray]:

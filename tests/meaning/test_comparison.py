@@ -85,7 +85,7 @@ def test_intervals_are_standard_errors_of_the_redraws() -> None:
     assert without["depth"] == table["depth"]
 
 
-def test_depths_of_two_samples_of_a_world_lie_within_their_intervals() -> None:
+def test_depths_of_a_world_lie_within_the_intervals_of_its_samples() -> None:
     """Scores of redraws scatter as those of new samples do, so most intervals hold the truth."""
     rng, truth = np.random.default_rng(0), np.array([0.1, 0.3, 0.1, 0.3, 0.2])
     inside = []
@@ -97,7 +97,7 @@ def test_depths_of_two_samples_of_a_world_lie_within_their_intervals() -> None:
         row = comparison_table(scores({"a": [*sample, 0.0]}), drawn).iloc[0]
         depth = truth @ np.array([0, 0, 1 / 3, 2 / 3, 1])
         inside.append(row["depth_low"] <= depth <= row["depth_high"])
-    assert 0.85 <= np.mean(inside) <= 1.0
+    assert 0.85 <= np.mean(inside) < 1.0
 
 
 def seen(values: np.ndarray) -> np.ndarray:

@@ -112,7 +112,7 @@ def test_intervals_of_direct_effects_hold_those_of_many_images() -> None:
 
 def test_random_subspaces_give_each_component_its_share_of_all_variance() -> None:
     found = planted()[1]
-    random = random_scores(found, rank=2, draws=2000, seed=0)
+    random = random_scores(found, [2], draws=2000, seed=0)[2]
     np.testing.assert_allclose(random.sum(axis=1), 1.0)
     one = score_components(found, {"one": torch.from_numpy(np.eye(E, dtype=np.float32))})
     # The mean of ratios is not the ratio of means; they are near for a few directions.
@@ -121,7 +121,7 @@ def test_random_subspaces_give_each_component_its_share_of_all_variance() -> Non
 
 def test_carriers_stand_out_from_random_directions_and_others_do_not() -> None:
     _, found, features = planted()
-    random = random_scores(found, rank=2, draws=500, seed=1)
+    random = random_scores(found, [2, 5], draws=500, seed=1)[2]
     table = score_components(found, features).set_index(["feature", "component"])["score"]
     colour = p_values(table["colour"].to_numpy(), random)
     assert colour[1] < 0.01
@@ -171,10 +171,34 @@ def test_q_values_are_those_of_all_rows_and_hold_their_rate() -> None:
     """Exactly the carriers are discovered."""
     _, found, features = planted()
     table = add_chance(score_components(found, features), found, features, draws=2000, seed=0)
-    ordered = table.sort_values("p_value")
-    steps = ordered["p_value"] * len(table) / np.arange(1, len(table) + 1)
-    want = steps[::-1].cummin()[::-1].clip(upper=1.0)
-    np.testing.assert_allclose(ordered["q_value"], want)
+    for _, part in table.groupby("feature"):
+        ordered = part.sort_values("p_value")
+        steps = ordered["p_value"] * len(part) / np.arange(1, len(part) + 1)
+        want = steps[::-1].cummin()[::-1].clip(upper=1.0)
+        np.testing.assert_allclose(ordered["q_value"], want)
     carried = {("colour", 1), ("colour", 2), ("shape", 3)}
     found_ = table[table["q_value"] <= 0.05]
     assert set(zip(found_["feature"], found_["component"], strict=True)) == carried
+
+
+def test_a_single_carrier_among_many_components_is_found() -> None:
+    """However many there are: the random subspaces grow with them."""
+    count = 120
+    contributions = 0.3 * normal(300, count, E, seed=4)
+    axes = torch.linalg.qr(normal(E, 4, seed=99)).Q.T
+    contributions[:, 7] += 9.0 * normal(300, 2, seed=5) @ axes[:2]
+    contributions[:, 8] += 9.0 * normal(300, 2, seed=6) @ axes[2:]
+    found, features = (
+        moments(encode(Source.of_array(contributions)), identity_maps(E)),
+        {"colour": axes[:2]},
+    )
+    table = add_chance(score_components(found, features), found, features, draws=10, seed=0)
+    assert table.loc[table["q_value"] <= 0.05, "component"].tolist() == [7]
+
+
+def test_fewer_directions_are_the_first_of_more() -> None:
+    _, found, _ = planted()
+    both = random_scores(found, [1, 3], draws=40, seed=2)
+    alone = random_scores(found, [3], draws=40, seed=2)
+    np.testing.assert_array_equal(both[3], alone[3])
+    assert both[1].std() > both[3].std()

@@ -11,12 +11,13 @@ import torch
 from known_world import C, E, N, normal, planted, world
 from scipy.stats import rankdata
 
-from pipeline_lib.artifacts import TABLES
+from pipeline_lib.artifacts import TABLES, write_table
 from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.errors import DataError
 from pipeline_lib.maps import Maps, identity_maps, unit
 from pipeline_lib.redraws import redraw
-from pipeline_lib.scores import moments
+from pipeline_lib.scores import moments, score_components
+from pipeline_lib.significance import redrawn_scores
 from pipeline_lib.truths import (
     RIDGE,
     Factors,
@@ -29,6 +30,7 @@ from pipeline_lib.truths import (
     linear_reader,
     truth_table,
 )
+from pipeline_lib.validation import confirmed_table, validation_table
 
 
 def test_factor_is_decoded_from_the_component_that_carries_it() -> None:
@@ -235,6 +237,28 @@ def test_a_redraw_measures_as_images_that_are_there_twice() -> None:
     both = ablation_loss(encoded, factors, seed=0, weights=3 * weights[:1])
     for name in ("alone", "joint", "margin", "full"):
         np.testing.assert_allclose(getattr(both, name)[0], getattr(loss, name)[0], atol=1e-6)
+
+
+def test_a_value_that_few_images_have_leaves_no_redraw_without_numbers(tmp_path) -> None:
+    """Redraws without the value have nothing to read; the tables are complete all the same."""
+    contributions, images, features = world()
+    rare = images.assign(shape=np.where(np.arange(N) < 2, "a", "b"))
+    encoded = encode(Source.of_array(contributions))
+    found, weights = moments(encoded, identity_maps(E)), redraw(N, 60, seed=0)
+    assert (weights[:, :2].sum(axis=1) == 0).any()
+    scores = score_components(found, features)
+    factors = Factors.of(rare, ["shape"])
+    known = {"factors": factors, "rankings": {}, "weights": weights}
+    truths, drawn = truth_table(encoded, found, features, **known, shuffles=0, seed=0)
+    drawn = redrawn_scores(encoded, found, features, weights).merge(drawn)
+    shape = drawn[drawn["feature"] == "shape"]
+    assert np.isfinite(np.stack(shape["decodability"])).all()
+    table = confirmed_table(scores.assign(id="x"), truths, drawn)
+    path = tmp_path / "confirmed.parquet"
+    write_table("confirmed", table.assign(model="deit", dataset="world"), path)
+    assert len(table) == 2
+    both = validation_table(scores.assign(id="x"), truths, drawn, images=N, deals=5, seed=0)
+    assert both[["value", "low", "high"]].notna().all(axis=None)
 
 
 def test_agreement_in_a_redraw_is_the_correlation_of_ranks() -> None:

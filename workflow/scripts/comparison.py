@@ -8,6 +8,7 @@ from pipeline_lib.comparison import comparison_table
 
 with job(snakemake):
     scores = pd.concat([read_table("scores", path) for path in snakemake.input.scores])
-    redrawn = [read_table("redraws", path) for path in snakemake.input.redraws]
+    columns = ["model", "dataset", "feature", "component", "score"]
+    redrawn = [read_table("redraws", path, columns) for path in snakemake.input.redraws]
     table = comparison_table(scores, pd.concat(redrawn) if redrawn else None)
     write_table("comparison", table, snakemake.output.table)

@@ -19,10 +19,9 @@ from pipeline_lib.report.words import decimal, listed, plural
 def comparison_blocks(run: Run) -> list[Block]:
     """Depth and concentration of each feature, and components that do the same."""
     blocks: list[Block] = []
-    near = run["counterparts"]
-    if run["comparison"]["model"].nunique() > 1:
+    if len(run.models_in(run["comparison"])) > 1:
         blocks.append(_where(run))
-    if near["model"].nunique() > 1:
+    if len(run.models_in(run["counterparts"])) > 1:
         blocks += [_beside(run), _counterparts(run)]
     if len(run["similarity"]):
         blocks.append(_alike(run))

@@ -211,8 +211,8 @@ def _best(run: Run) -> Listing:
             "For each model and feature: the component with the highest score, its highest score "
             f"for any other feature, and how few components have {100 * CARRIED:.0f}\u202f% of "
             "the positive scores together.",
-            "Intervals by redrawing the images; q: of findings with such a q, that share is chance "
-            "(p from random subspaces, corrected for all components and features). Components, "
+            "Intervals by redrawing the images; q: of components found for a feature at such a q, "
+            "that share is chance at most, on average (from random subspaces). Components, "
             "the bias left out, are added from the highest score down until the share is reached.",
             _images(run),
             "The highest of many scores is partly luck: the interval is that of one component.",
@@ -251,7 +251,8 @@ def _roles(run: Run) -> Figure:
             "Number of heads whose texts mostly speak of one category.",
             "A head has a role where one category has the largest share of what its texts explain, "
             f"leads the next by {100 * MARGIN:.0f} points or more, and shuffled categories reach "
-            f"that share with q ≤ {Q_VALUE}: of such roles that share is chance.",
+            f"that share with q ≤ {Q_VALUE}: of such roles that share is chance at most, on "
+            "average.",
             plural(len(heads), "head"),
             limit,
         ),

@@ -261,7 +261,7 @@
     if (!role) return null;
     if (role.name === oneCategory) return "A role is told from texts of several categories; the pool has one.";
     const lead = role.name === noRole ? `Its first category has ${percent(role.share, 0)} of what its texts explain, ` : `${role.texts} of its ${role.of} texts, `;
-    return `${lead}${minus((100 * role.margin).toFixed(0))} points ahead of the next; q = ${role.q_value.toFixed(3)} (of components named with such a q, that share is chance).`;
+    return `${lead}${minus((100 * role.margin).toFixed(0))} points ahead of the next; q = ${role.q_value.toFixed(3)} (of roles with such a q, that share is chance at most, on average).`;
   }
 
   function drawMap(model) {
