@@ -29,6 +29,7 @@ from pipeline_lib.features import embeddings_of
 from pipeline_lib.labelling import Labeller, Sample
 from pipeline_lib.maps import Maps, load_maps, without_test
 from pipeline_lib.reconstruction import (
+    KINDS,
     Kept,
     along,
     bounds,
@@ -43,13 +44,6 @@ from pipeline_lib.textspan import Labels, explained, random_pool
 from pipeline_lib.truths import Factors
 
 METHODS = ("textspan", "published", "omp", "nonnegative")
-#: What the texts of the pool are held against, in the order of the columns.
-KINDS = {
-    "texts": "texts",
-    "random_texts": "random texts",
-    "random": "random vectors",
-    "pca": "principal components",
-}
 #: Factors of the images whose names are categories of the pool.
 MAIN = ("colour", "shape", "texture", "scene")
 #: Truths by which a component is known to carry a factor, and what that means.

@@ -7,7 +7,7 @@ in `textspan` and `nonnegative`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,6 +26,14 @@ from pipeline_lib.nonnegative import (
 from pipeline_lib.reconstruction import Kept, along
 from pipeline_lib.scores import Moments
 from pipeline_lib.textspan import PUBLISHED_RANK, Labels, Method, explained, label_components
+
+#: Method of labelling to its name in a sentence.
+METHOD_NAMES: Mapping[str, str] = {
+    "textspan": "TextSpan",
+    "published": "TextSpan as published",
+    "omp": "orthogonal matching pursuit",
+    "nonnegative": "non-negative matching pursuit",
+}
 
 
 @dataclass(frozen=True)

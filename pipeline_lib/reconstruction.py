@@ -28,6 +28,14 @@ from pipeline_lib.truths import Factors, folds, linear_reader
 #: some numbers of texts.
 Kept = Callable[[int, Float[Tensor, "n e"], Sequence[int]], Sequence[Float[Tensor, "n e"]]]
 
+#: Kind of directions to its name: the texts of a label, and what they are held against.
+KINDS: Mapping[str, str] = {
+    "texts": "texts",
+    "random_texts": "random texts",
+    "random": "random vectors",
+    "pca": "principal components",
+}
+
 _CHUNK = 1024
 
 

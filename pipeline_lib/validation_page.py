@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline_lib.bars import bars_section
+from pipeline_lib.labelling import METHOD_NAMES
+from pipeline_lib.reconstruction import KINDS
 from pipeline_lib.validation import CONFIRMING, DECILE, NAMING, SCORES, VERDICTS
 
 #: Factors that name what is in a picture; the others name where, how large and how many.
@@ -45,8 +47,8 @@ def validation_page(tables: Mapping[str, pd.DataFrame], made: Mapping[str, str])
         Tables confirmed, validation, truth, map_metrics, labels and reconstruction of all models;
         those of `APPLICATIONS` that the run has.
     made
-        Command, date, machine, and name of the run; `kinship`, a sentence on models that are not
-        independent of each other, or ''.
+        Command, date, machine, and name of the run; `method` of the labels; `kinship`, a
+        sentence on models that are not independent of each other, or ''.
     """
     images = int(tables["validation"]["n"].max())
     parts = [
@@ -69,8 +71,8 @@ def validation_page(tables: Mapping[str, pd.DataFrame], made: Mapping[str, str])
         _by_factor(tables["validation"]),
         _control(tables["validation"], tables["truth"]),
         _maps(tables["map_metrics"]),
-        _labels(tables["labels"]),
-        _reconstruction(tables["reconstruction"]),
+        _labels(tables["labels"], METHOD_NAMES[made["method"]]),
+        _reconstruction(tables["reconstruction"], METHOD_NAMES[made["method"]]),
         bars_section({name: tables[name] for name in APPLICATIONS if name in tables}, _table),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -238,27 +240,35 @@ def _maps(table: pd.DataFrame) -> str:
     return text + _table(head, rows)
 
 
-def _labels(table: pd.DataFrame) -> str:
-    columns = ["cumulative", "cumulative_heldout", "cumulative_random", "cumulative_pca"]
+def _labels(table: pd.DataFrame, method: str) -> str:
+    beside = ["random_texts", "random", "pca"]
+    columns = ["cumulative", "cumulative_heldout", *(f"cumulative_{kind}" for kind in beside)]
     rows = []
     for model, part in table.groupby("model", sort=False):
         last = part.sort_values("rank").groupby("component").tail(1)
         weight = last["strength"].clip(lower=0)
-        means = [float((last[name] * weight).sum() / weight.sum()) for name in columns]
+        means = [float(np.average(last[name], weights=weight)) for name in columns]
         texts = float((1 + last["rank"]).mean())
-        rows.append([model, len(last), f"{texts:.1f}", *(f"{value:.2f}" for value in means)])
+        rows.append([model, len(last), f"{texts:.1f}", *map(_share, means)])
     text = (
         "## Text labels\n\n"
-        "Share of a component's variance that its texts explain, mean over components weighted by "
-        "their share of the representation; beside it the same on held-out images (split `test`), "
-        "for as many random vectors chosen in the same way, and for as many principal components, "
-        "which nothing can surpass.\n\n"
+        f"Texts chosen by {method}. Share of a component's variance that its texts explain, mean "
+        "over components weighted by their share of the representation; beside it the same on "
+        "held-out images (split `test`), for as many texts of random words of the pool (where the "
+        "reference encodes texts) and random vectors, chosen in the same way, and for as many "
+        "principal components, which nothing can surpass. Random texts are the stronger "
+        "control: they keep what the pool’s words say alone.\n\n"
     )
-    head = ["model", "components", "texts each", "explained", "held out", "random", "principal"]
-    return text + _table(head, rows)
+    head = ["model", "components", "texts each", "explained", "held out"]
+    return text + _table([*head, *(KINDS[kind] for kind in beside)], rows)
 
 
-def _reconstruction(table: pd.DataFrame) -> str:
+def _share(value: float) -> str:
+    """With two digits; empty where it is missing."""
+    return "" if np.isnan(value) else f"{value:.2f}"
+
+
+def _reconstruction(table: pd.DataFrame, method: str) -> str:
     chosen = table[table["feature"].isin(MAIN)] if len(table) else table
     if chosen.empty:
         return ""
@@ -269,16 +279,17 @@ def _reconstruction(table: pd.DataFrame) -> str:
     rows = []
     for model, replaced in dict.fromkeys((m, r) for m, r, _, _ in means.index):
         whole = means[model, replaced, "texts", -1]
-        for kind in ("texts", "random", "pca"):
+        for kind in [kind for kind in KINDS if (model, replaced, kind, steps[0]) in means.index]:
             cells = [f"{means[model, replaced, kind, step]:.3f}" for step in steps]
-            rows.append([model, replaced, kind, *cells, f"{whole:.3f}"])
+            rows.append([model, replaced, KINDS[kind], *cells, f"{whole:.3f}"])
     text = (
         "## Accuracy with components replaced by their texts\n\n"
         "Mean accuracy over colour, shape, texture and scene of a linear reader of the mapped "
         "representation (on images it was not fitted on) when every head, or every component, is "
-        "replaced by its mean plus its projection to the directions of its first texts; the same "
-        "for random vectors chosen in the same way and for principal components. Last column: "
-        "nothing replaced.\n\n"
+        f"replaced by its mean plus what its first texts (by {method}) keep of the rest; the same "
+        "for texts of random words of the pool (where the reference encodes texts) and random "
+        "vectors, chosen in the same way, and for principal components. Last column: nothing "
+        "replaced.\n\n"
     )
     head = ["model", "replaced", "directions", *(f"{step} a component" for step in steps), "whole"]
     return text + _table(head, rows)

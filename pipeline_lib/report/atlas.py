@@ -182,8 +182,9 @@ def _by_component(table: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
 
 
 def _texts(labels: pd.DataFrame) -> list[list[Any]]:
-    """Text, category, variance, cumulative, random vectors, bound; the numbers short."""
-    shares = ["variance", "cumulative", "cumulative_random", "cumulative_pca"]
+    """Text, category, variance, cumulative, random texts and vectors, bound; the numbers short."""
+    shares = ["variance", "cumulative"]
+    shares += [f"cumulative_{kind}" for kind in ("random_texts", "random", "pca")]
     return [
         [row["text"], row["category"], *(_short(row[name]) for name in shares)]
         for row in labels.to_dict("records")

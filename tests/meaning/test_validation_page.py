@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 
+from pipeline_lib.labelling import METHOD_NAMES
 from pipeline_lib.validation import CONFIRMING, VERDICTS
 from pipeline_lib.validation_page import validation_page
 
 MADE = {"command": "make it", "date": "2026-01-02", "machine": "a machine", "run": "try"}
-MADE |= {"kinship": " A was started from B."}
+MADE |= {"kinship": " A was started from B.", "method": "textspan"}
 
 
 def confirmed() -> pd.DataFrame:
@@ -55,7 +57,9 @@ def tables() -> dict[str, pd.DataFrame]:
     metrics = {"model": "deit", "method": "ridge", "chosen": True, "split": "heldout", "n": 9}
     label = {"model": "deit", "component": 0, "rank": 0, "strength": 1.0, "cumulative": 0.4}
     label |= {"cumulative_heldout": 0.3, "cumulative_random": 0.2, "cumulative_pca": 0.6}
+    label |= {"cumulative_random_texts": 0.35}
     rebuilt = [("texts", -1, 0.9), ("texts", 1, 0.7), ("random", 1, 0.5), ("pca", 1, 0.8)]
+    rebuilt += [("random_texts", 1, 0.6)]
     return {
         "confirmed": confirmed(),
         "validation": validation(),
@@ -100,8 +104,31 @@ def test_good_and_bad_results_are_on_the_page() -> None:
         "| deit | ridge | chosen | held out | 9 | 0.800 [0.250, 0.875] | 0.500 [0.250, 0.875] |"
         in page
     )
-    assert "| deit | 2 | 1.0 | 0.40 | 0.30 | 0.20 | 0.60 |" in page
-    assert "| deit | heads | texts | 0.700 | 0.900 |" in page
+    assert "| held out | random texts | random vectors | principal components |" in page
+    assert "| deit | 2 | 1.0 | 0.40 | 0.30 | 0.35 | 0.20 | 0.60 |" in page
+    shares = {"texts": 0.7, "random texts": 0.6, "random vectors": 0.5}
+    for kind, share in (shares | {"principal components": 0.8}).items():
+        assert f"| deit | heads | {kind} | {share:.3f} | 0.900 |" in page
+
+
+def test_what_a_reference_of_embeddings_alone_lacks_is_empty_and_no_zero() -> None:
+    given = tables()
+    given["labels"]["cumulative_random_texts"] = float("nan")
+    given["labels"]["cumulative_heldout"] = float("nan")
+    rebuilt = given["reconstruction"]
+    given["reconstruction"] = rebuilt[rebuilt["directions"] != "random_texts"]
+    page = validation_page(given, MADE)
+    assert "| deit | 2 | 1.0 | 0.40 |  |  | 0.20 | 0.60 |" in page
+    assert "| deit | heads | random vectors | 0.500 | 0.900 |" in page
+    assert "| heads | random texts" not in page
+
+
+@pytest.mark.parametrize(("method", "name"), METHOD_NAMES.items())
+def test_the_method_that_chose_the_texts_is_named(method: str, name: str) -> None:
+    page = validation_page(tables(), MADE | {"method": method})
+    assert f"Texts chosen by {name}. Share" in page
+    assert f"what its first texts (by {name}) keep of the rest" in page
+    assert "projection" not in page
 
 
 def test_without_known_factors_their_sections_are_left_out() -> None:

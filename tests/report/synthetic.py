@@ -449,7 +449,9 @@ def _write_opened(
     tokens = pd.concat(groups).assign(share=lambda t: t["share"] / 3)
     write_table("hierarchy", tokens, folder / "world.tokens.parquet", PROVENANCE)
     rows = []
-    for directions, speed in (("texts", 0.3), ("pca", 0.5), ("random", 0.1)):
+    for directions, speed in (
+        ("texts", 0.3), ("pca", 0.5), ("random_texts", 0.25), ("random", 0.1),
+    ):  # fmt: skip
         for texts in (-1, 0, 1, 2, 5, 10):
             for feature in FEATURES:
                 reached = 0.9 if texts < 0 else 0.2 + 0.7 * (1 - np.exp(-speed * texts))

@@ -66,6 +66,11 @@ def test_payload_holds_the_tables_numbers(run):
     without = single.query("ablated == 'blocks.5.attn/head1'")["accuracy"].iloc[0]
     assert card["values"]["drop:shape"] == [pytest.approx(full - without, rel=1e-3, abs=1e-6)]
     assert len(card["texts"]) == 6 and len(card["images"]) == 6
+    labels = run["labels"].query("model == 'deit' and id == 'blocks.5.attn/head1'")
+    kinds = ["", "_random_texts", "_random", "_pca"]  # in the order of the card's columns
+    shares = labels[["variance", *(f"cumulative{kind}" for kind in kinds)]]
+    for text, row in zip(card["texts"], shares.to_numpy(), strict=True):
+        assert text[2:] == pytest.approx(row.tolist(), rel=1e-3)
     assert {near[0] for near in card["near"]} == {"clip-small", "deit", "swin"}
     similarity = [near[2] for near in card["near"]]
     assert similarity == sorted(similarity, reverse=True)

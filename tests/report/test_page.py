@@ -14,6 +14,7 @@ from synthetic import PROVENANCE
 
 from pipeline_lib.artifacts import read_table, write_table
 from pipeline_lib.errors import ArtifactError, DataError
+from pipeline_lib.labelling import METHOD_NAMES
 from pipeline_lib.report import page as pages
 from pipeline_lib.report.atlas import atlas
 from pipeline_lib.report.blocks import GalleryRow, Picture
@@ -281,6 +282,34 @@ def test_tables_may_be_empty_and_a_model_may_have_no_heads(one_model):
     assert "No file was rejected." in page.html
     assert "What the heads are about" in page.html
     assert "heat-on-object" not in {figure.name for figure in page.figures}
+
+
+def labelling(run, **changes):
+    """The figures of what texts explain and keep."""
+    changed = dataclasses.replace(run, **changes)
+    return meaning._explained(changed), truth._reconstruction(changed)
+
+
+def test_random_texts_stand_beside_the_texts_where_the_reference_encodes_any(run):
+    labels, rebuilt = run["labels"], run["reconstruction"]
+    bare = {
+        "labels": labels.assign(cumulative_random_texts=np.nan),
+        "reconstruction": rebuilt[rebuilt["directions"] != "random_texts"],
+    }
+    for tables, there in (({}, True), (bare, False)):
+        for figure in labelling(run, tables=dict(run.tables) | tables):
+            assert ("random texts (dash-dotted)" in figure.caption.what) == there
+            assert len(figure.panels) >= 3
+            assert all(("random texts</text>" in panel.svg) == there for panel in figure.panels)
+            assert all("random vectors</text>" in panel.svg for panel in figure.panels)
+
+
+@pytest.mark.parametrize(("method", "name"), METHOD_NAMES.items())
+def test_captions_name_the_method_that_chose_the_texts(run, method, name):
+    scores = dict(run.config["scores"]) | {"method": method}
+    for figure in labelling(run, config=dict(run.config) | {"scores": scores}):
+        assert f"Texts are chosen by {name}, and" in figure.caption.how
+        assert "projection" not in figure.caption.what
 
 
 def test_of_texts_of_one_category_no_role_is_told(run):

@@ -44,6 +44,7 @@ with job(snakemake) as config:
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "run": config.run,
+        "method": config.scores.method,
         "kinship": kinship(config),
     }
     Path(snakemake.output.page).write_text(validation_page(tables, made), "utf-8")

@@ -10,6 +10,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from pipeline_lib.comparison import CARRIED
+from pipeline_lib.labelling import METHOD_NAMES
+from pipeline_lib.reconstruction import KINDS
 from pipeline_lib.report.blocks import (
     Atlas,
     Block,
@@ -28,7 +30,7 @@ from pipeline_lib.report.findings import specialists
 from pipeline_lib.report.sections.comparison import comparison_blocks
 from pipeline_lib.report.sections.truth import truth_blocks
 from pipeline_lib.report.style import WIDEST, Panel, colour, draw_panel
-from pipeline_lib.report.words import decimal, percent, plural, whole
+from pipeline_lib.report.words import decimal, listed, percent, plural, whole
 from pipeline_lib.roles import MARGIN, NO_ROLE, ONE_CATEGORY, Q_VALUE
 
 #: Features up to which depth is drawn as lines.
@@ -263,9 +265,23 @@ def _roles(run: Run) -> Figure:
     )
 
 
+#: Tone, dashes and their word for what the texts of a head are held against.
+_BESIDE = {
+    "pca": ("muted", (4, 2), "dashed"),
+    "random_texts": ("c2", (5, 1.5, 1, 1.5), "dash-dotted"),
+    "random": ("muted", (1, 2), "dotted"),
+}
+
+
+def _beside(data: pd.DataFrame) -> list[str]:
+    """Keys of `_BESIDE` that there are values of: embeddings alone give no random texts."""
+    there = data.filter(like="cumulative_random_texts").notna().any(axis=None)
+    return [kind for kind in _BESIDE if kind != "random_texts" or there]
+
+
 def _explained(run: Run) -> Figure:
     labels = run["labels"][run["labels"]["kind"].isin(["head", "attention"])]
-    columns = ["cumulative", "cumulative_random", "cumulative_pca"]
+    columns = ["cumulative", "cumulative_random_texts", "cumulative_random", "cumulative_pca"]
     spread = labels.groupby(["model", "rank"], sort=False)[columns].quantile([0.25, 0.5, 0.75])
     data = spread.unstack().reset_index()
     data.columns = ["_".join(str(p) for p in name if p != "") for name in data.columns]
@@ -279,9 +295,12 @@ def _explained(run: Run) -> Figure:
         "How much of a head its texts explain",
         Caption(
             "Share of a head’s variance explained by its first texts: median over heads and the "
-            "middle half, beside as many principal components (dashed) and random vectors "
-            "(dotted).",
-            "Greedy choice of texts (TextSpan); principal components are the most that any "
+            "middle half, beside as many "
+            + listed(f"{KINDS[kind]} ({_BESIDE[kind][2]})" for kind in _beside(data))
+            + ".",
+            f"Texts are chosen by {METHOD_NAMES[run.config['scores']['method']]}, and random ones "
+            "alike. Random texts are made of random words of the pool, so they keep what its words "
+            "say alone; random vectors say nothing. Principal components are the most that any "
             "directions could explain.",
             f"{plural(labels[['model', 'component']].drop_duplicates().shape[0], 'head')}, "
             f"{_images(run)}",
@@ -298,11 +317,10 @@ def _explained_panel(part: pd.DataFrame, model: str) -> Panel:
         low, high = part["cumulative_0.25"], part["cumulative_0.75"]
         axes.fill_between(texts, low, high, color=colour("c1"), alpha=0.18, linewidth=0)
         axes.plot(texts, part["cumulative_0.5"], color=colour("c1"), label="texts")
-        beside = (("pca", (4, 2), "principal components"), ("random", (1, 2), "random vectors"))
-        for name, dashes, label in beside:
-            median = part[f"cumulative_{name}_0.5"]
-            tone, line = colour("muted"), (0, dashes)
-            axes.plot(texts, median, color=tone, linestyle=line, linewidth=1.3, label=label)
+        for kind in _beside(part):
+            tone, dashes, _ = _BESIDE[kind]
+            median, line = part[f"cumulative_{kind}_0.5"], (0, dashes)
+            axes.plot(texts, median, color=colour(tone), ls=line, lw=1.3, label=KINDS[kind])
         axes.set_ylim(0, 1)
         axes.set_xlim(1, max(2, int(texts.max())))
         axes.set_xlabel("texts")

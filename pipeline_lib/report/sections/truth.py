@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from pipeline_lib.labelling import METHOD_NAMES
+from pipeline_lib.reconstruction import KINDS
 from pipeline_lib.report.blocks import Block, Caption, Component, Field, Figure, Listing
 from pipeline_lib.report.charts import as_percent, legend_above
 from pipeline_lib.report.collect import Run
@@ -19,6 +21,13 @@ _TRUTHS = {
     "joint_loss": "lost with others",
     "margin_loss": "margin lost",
     "clip": "as CLIP",
+}
+#: Tone, line and its word for what heads are replaced by.
+_LINES = {
+    "texts": ("c1", "-", "blue"),
+    "pca": ("muted", "--", "dashed"),
+    "random_texts": ("c2", "-.", "dash-dotted"),
+    "random": ("faint", "-", "grey"),
 }
 _SCORES = {
     "score": "score",
@@ -171,6 +180,7 @@ def _reconstruction(run: Run) -> Figure:
         .mean()
         .reset_index()
     )
+    beside = [kind for kind in _LINES if kind in set(table["directions"]) - {"texts"}]
     heads = means[means["replaced"] == "heads"]
     shown = heads if len(heads) else means
     panels = [
@@ -184,10 +194,12 @@ def _reconstruction(run: Run) -> Figure:
         "What is left when heads are replaced by their texts",
         Caption(
             "Accuracy, mean over the known factors or of the label, when each head’s contribution "
-            "is replaced by its projection on the first texts of its label; dashed: on as many "
-            "principal components; grey: on as many random directions; dotted: the heads "
-            "themselves.",
-            "The mean of a head stays. A factor is read from the sum by a linear reader fitted on "
+            "is replaced by what the first texts of its label (blue) keep of it, or as many "
+            + listed(f"{KINDS[kind]} ({_LINES[kind][2]})" for kind in beside)
+            + "; dotted: the heads themselves.",
+            f"Texts are chosen by {METHOD_NAMES[run.config['scores']['method']]}, and random ones "
+            "alike; random texts are made of random words of the pool. The mean of a head stays. "
+            "A factor is read from the sum by a linear reader fitted on "
             "the whole representation; a label by the nearest text of a class (zero-shot).",
             plural(int(table["n"].max()), "image"),
             "A head that few texts explain may still be replaced without loss, if others carry the "
@@ -200,16 +212,16 @@ def _reconstruction(run: Run) -> Figure:
 
 
 def _reconstruction_panel(part: pd.DataFrame, model: str) -> Panel:
-    styles = {"texts": ("c1", "-"), "pca": ("muted", "--"), "random": ("faint", "-")}
-    names = {"texts": "texts", "pca": "principal components", "random": "random"}
-
     def draw(axes: Axes) -> None:
         whole = part.loc[part["texts"] < 0, "accuracy"]
         if len(whole):
             axes.axhline(whole.mean(), color=colour("ink"), linestyle=(0, (1, 1.6)), linewidth=1.2)
-        for kind, (tone, line) in styles.items():
+        for kind, (tone, line, _) in _LINES.items():
             rows = part[(part["directions"] == kind) & (part["texts"] >= 0)].sort_values("texts")
-            axes.plot(rows["texts"], rows["accuracy"], line, color=colour(tone), label=names[kind])
+            if len(rows):
+                (drawn,) = axes.plot(rows["texts"], rows["accuracy"], line, label=KINDS[kind])
+                drawn.set(color=colour(tone), linewidth=2.0 if kind == "texts" else 1.3)
+                drawn.set_zorder(1.5 if kind == "random" else 2)  # hides no other
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("texts per head")
         as_percent(axes, "y")

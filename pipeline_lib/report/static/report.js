@@ -493,13 +493,12 @@
   function textsOf(part) {
     if (!part.texts.length) return null;
     const rows = part.texts.map((text) => el("tr", {}, el("td", {}, text[0]), el("td", {}, text[1]),
-      el("td", { class: "number" }, percent(text[2])), el("td", { class: "number" }, percent(text[3])),
-      el("td", { class: "number" }, percent(text[4])), el("td", { class: "number" }, percent(text[5]))));
-    const heads = ["text", "category", "adds", "together", "random", "bound"].map((name, i) =>
+      text.slice(2).map((share) => el("td", { class: "number" }, percent(share)))));
+    const heads = ["text", "category", "adds", "together", "words", "vectors", "bound"].map((name, i) =>
       el("th", { scope: "col", class: i > 1 ? "number" : false }, name));
     return el("div", {}, el("h4", {}, "Texts"),
       el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows))),
-      el("p", { class: "small" }, "Share of this component's variance that each text adds, and that the texts so far, as many random vectors, and as many principal components (the bound) explain together."));
+      el("p", { class: "small" }, "Share of this component's variance that each text adds, and that the texts so far explain together, beside as many texts of random words of the pool (words), random vectors, and principal components (the bound)."));
   }
   function imagesOf(part) {
     if (!part.images.length) return null;
