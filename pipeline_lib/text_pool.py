@@ -51,6 +51,9 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 
+# Between two signs they decide how these are written: in Persian words, in sequences of emoji.
+_JOINER = re.compile(r"(?<=\S)[\u200c\u200d](?=\S)")
+
 _MAX_SHOWN = 10
 
 
@@ -83,7 +86,7 @@ def read_pool(path: str | Path) -> TextPool:
     """The pool in a file, cleaned: spaces at the ends and doubled spaces are dropped.
 
     Where no line has a tab, every line is a text, and its category is the file's name without
-    ending.
+    ending; a warning says so.
 
     Raises
     ------
@@ -108,7 +111,7 @@ def read_pool(path: str | Path) -> TextPool:
         category, text = clean(given), clean(said)
         if not tab or not category or not text:
             problems.append(f"line {number}: {line[:40]!r} is not category<TAB>text")
-        elif complaint := _unfit(given + said):
+        elif complaint := _unfit(given) or _unfit(said):
             problems.append(f"line {number}: {text[:40]!r} {complaint}")
         elif text.casefold() in seen:
             problems.append(f"line {number}: {text!r} stands in line {seen[text.casefold()]} too")
@@ -119,16 +122,24 @@ def read_pool(path: str | Path) -> TextPool:
     if not texts and not problems:
         problems.append("it has no texts")
     raise_problems(f"text pool {path}", problems)
+    if plain:
+        log.warning(
+            "text pool %s: no line has a tab, so every line is a text of one category, %r: from it "
+            "alone no head gets a role. If there are to be categories, write category<TAB>text",
+            path,
+            path.stem,
+        )
     return TextPool(tuple(texts), tuple(categories))
 
 
 def _unfit(text: str) -> str:
     """What is wrong with the signs of a text; '' where nothing is."""
-    for sign in text:
+    joined = {match.start() for match in _JOINER.finditer(text)}
+    for place, sign in enumerate(text):
         name = f"U+{ord(sign):04X} {unicodedata.name(sign, '')}".strip()
         if sign == "\ufffd":
             return f"has {name}, which stands for a character that was lost; write it anew"
-        if unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cn"):
+        if unicodedata.category(sign) in ("Cc", "Cf", "Co") and place not in joined:
             return f"has {name}, which is not seen; delete it"
     return ""
 

@@ -147,6 +147,18 @@ def test_a_text_a_line_is_a_pool_of_one_category(tmp_path) -> None:
         read_pool(write(tmp_path, "a crow\na Crow\n"))
 
 
+def test_a_pool_that_lost_its_tabs_is_said_to_have_one_category(tmp_path, caplog) -> None:
+    path = write(tmp_path, "colour    a red cup\nshape    a star\n")
+    read_pool(path)
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert f"text pool {path}" in warning.message and f"one category, {path.stem!r}" in (
+        warning.message
+    )
+    caplog.clear()
+    read_pool(write(tmp_path, "colour\ta red cup\nshape\ta star\n"))
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u3000", " \u00a0 "])
 def test_other_spaces_make_no_other_text(tmp_path, space: str) -> None:
     path = write(tmp_path, f"colour\ta red cup\ncolour\ta{space}red cup\n")
@@ -168,6 +180,24 @@ def test_other_spaces_make_no_other_text(tmp_path, space: str) -> None:
 def test_signs_that_are_not_seen_or_were_lost_are_refused(tmp_path, sign, complaint) -> None:
     with pytest.raises(DataError, match=f"line 2: .* has {complaint}"):
         read_pool(write(tmp_path, f"colour\ta red cup\ncolour\ta red{sign} cup\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",  # a Persian word with a non-joiner
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467",  # a family: three emoji, joined
+        "a face \U0001faea",  # an emoji of 2025, which a table of signs may not know yet
+    ],
+)
+def test_signs_that_make_a_word_stay(tmp_path, text: str) -> None:
+    assert read_pool(write(tmp_path, f"word\t{text}\n")).texts == (text,)
+
+
+@pytest.mark.parametrize("text", ["\u200ca cup", "a cup\u200d", "a \u200d cup", "a\u200c cup"])
+def test_joiners_that_join_nothing_are_refused(tmp_path, text: str) -> None:
+    with pytest.raises(DataError, match="which is not seen; delete it"):
+        read_pool(write(tmp_path, f"thing\t{text}\n"))
 
 
 @pytest.mark.parametrize("name", ["general.tsv", "world.txt"])
