@@ -25,7 +25,14 @@ from pipeline_lib.nonnegative import (
 )
 from pipeline_lib.reconstruction import Kept, along
 from pipeline_lib.scores import Moments
-from pipeline_lib.textspan import PUBLISHED_RANK, Labels, Method, explained, label_components
+from pipeline_lib.textspan import (
+    PUBLISHED_RANK,
+    Labels,
+    Method,
+    apart,
+    explained,
+    label_components,
+)
 
 #: Method of labelling to its name in a sentence.
 METHOD_NAMES: Mapping[str, str] = {
@@ -139,10 +146,12 @@ class Labeller:
         """What the first texts of every label keep of it, for `reconstruction_table`."""
         if self.method != "nonnegative":
             return along([label.directions for label in labels])
+        pool = apart(self.pool)
+        texts = [pool[list(label.texts)] for label in labels]
 
         def parts(
             component: int, images: Float[Tensor, "n e"], counts: Sequence[int]
         ) -> list[Float[Tensor, "n e"]]:
-            return nonnegative_parts(images, self.pool, labels[component], counts)
+            return nonnegative_parts(images, texts[component], counts)
 
         return parts

@@ -97,19 +97,17 @@ def nonnegative_shares(
     pool, labels
         What `label_nonnegative` was given, and what it made.
     """
-    shares = []
+    texts, shares = apart(pool), []
     for label, images in zip(labels, _images(encoded, found), strict=True):
-        kept = nonnegative_parts(images, pool, label, range(1, len(label.texts) + 1))
+        steps = range(1, len(label.texts) + 1)
+        kept = nonnegative_parts(images, texts[list(label.texts)], steps)
         total = images.square().sum().clamp_min(1e-30)
         shares.append([float(1 - (images - part).square().sum() / total) for part in kept])
     return shares
 
 
 def nonnegative_parts(
-    images: Float[Tensor, "n e"],
-    pool: Float[Tensor, "k e"],
-    label: Labels,
-    counts: Sequence[int],
+    images: Float[Tensor, "n e"], texts: Float[Tensor, "s e"], counts: Sequence[int]
 ) -> list[Float[Tensor, "n e"]]:
     """What the first texts of a label, in non-negative amounts, make of centred images.
 
@@ -117,12 +115,12 @@ def nonnegative_parts(
     ----------
     images
         Centred contributions of the component.
-    pool, label
-        What `label_nonnegative` was given, and what it made of the component.
+    texts
+        Those of the label in their order: rows of the pool's `apart`.
     counts
         Numbers of texts.
     """
-    chosen = apart(pool)[list(label.texts)].to(images)
+    chosen = texts.to(images)
     alike, gram = images @ chosen.T, chosen @ chosen.T
     parts = []
     for count in counts:

@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
+from pipeline_lib import labelling, nonnegative
 from pipeline_lib.coordinates import Source, encode
 from pipeline_lib.errors import DataError
 from pipeline_lib.hierarchy import parts_of
 from pipeline_lib.labelling import Labeller, Sample
 from pipeline_lib.maps import Maps, unit
-from pipeline_lib.nonnegative import label_nonnegative
+from pipeline_lib.nonnegative import label_nonnegative, sampled
 from pipeline_lib.scores import moments
 from pipeline_lib.textspan import METHODS, label_components, random_pool
 
@@ -107,6 +108,24 @@ def test_held_out_images_like_those_of_the_fit_are_explained_as_far(seen: Sample
         labels = labeller.labels(seen, count=4)
         for label, shares in zip(labels, labeller.shares(labels, seen), strict=True):
             np.testing.assert_allclose(shares, np.cumsum(label.gains), atol=1e-3, err_msg=method)
+
+
+def test_what_texts_keep_asks_nothing_of_the_pool_for_each_component(
+    seen: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large pool that would be most of the work, once for each component and chunk."""
+    labeller = Labeller("nonnegative", unit(normal(POOL, E, seed=2)))
+    labels = labeller.labels(seen, count=4)
+    kept = labeller.kept(labels)
+    for module in (labelling, nonnegative):
+        monkeypatch.delattr(module, "apart")
+    for component, label in enumerate(labels):
+        coordinates = seen.images().rows(sampled(N)) - seen.found.mean.float()
+        columns = seen.found.bases.slices[component]
+        images = coordinates[:, columns] @ seen.found.blocks[columns].float()
+        parts = kept(component, images, [1, 4])
+        shares = [1 - float((images - p).square().sum() / images.square().sum()) for p in parts]
+        np.testing.assert_allclose(shares, np.cumsum(label.gains)[[0, -1]], atol=1e-3)
 
 
 def test_what_reads_every_image_says_so_where_none_is_kept(seen: Sample) -> None:

@@ -18,7 +18,7 @@ from pipeline_lib.nonnegative import (
     pursue,
 )
 from pipeline_lib.scores import moments
-from pipeline_lib.textspan import Labels, explained, label_components
+from pipeline_lib.textspan import explained, label_components
 
 N, E, POOL = 400, 24, 150
 
@@ -99,8 +99,8 @@ def test_what_texts_keep_of_images_is_their_amounts_by_scipy() -> None:
     pool = unit(normal(POOL, E, seed=7))
     apart = unit(pool - pool.mean(0)).double().numpy()
     images = normal(30, E, seed=3)
-    label = Labels([4, 8, 15], [0.1] * 3, [0.2] * 3, normal(3, E))
-    for count, kept in zip((0, 2, 9), nonnegative_parts(images, pool, label, (0, 2, 9))):
+    texts = torch.from_numpy(apart)[[4, 8, 15]]
+    for count, kept in zip((0, 2, 9), nonnegative_parts(images, texts, (0, 2, 9))):
         rows = apart[[4, 8, 15][:count]].T
         want = [rows @ nnls(rows, image)[0] if count else 0 * image for image in images.numpy()]
         np.testing.assert_allclose(kept, want, atol=2e-3)
