@@ -963,8 +963,10 @@ def _pool_problems(raw: Mapping[str, Any]) -> list[str]:
     default = Scores.model_fields["texts_per_component"].default
     asked, pools = raw["scores"].get("texts_per_component", default), _at(raw, "text_pool")
     pools = pools if isinstance(pools, list) else [pools]
+    key, more = "text_pool", "name further files"
     if pools == [None] and _at(raw, "reference", "texts", "column") is None:
         pools = [_at(raw, "reference", "texts", "names")]
+        key, more = "reference.texts.names", "give embeddings and names of further texts"
     known = [isinstance(pool, str) and Path(pool).is_file() for pool in pools]
     if not isinstance(asked, int) or not all(known):  # a pool of timm has a thousand and more
         return []
@@ -976,8 +978,8 @@ def _pool_problems(raw: Mapping[str, Any]) -> list[str]:
     if asked <= count:
         return []
     return [
-        f"scores.texts_per_component: {asked} are asked for, but text_pool has {count} texts; ask "
-        "for fewer, or name further files"
+        f"scores.texts_per_component: {asked} are asked for, but {key} has {count} texts; ask "
+        f"for fewer, or {more}"
     ]
 
 

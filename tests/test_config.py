@@ -302,3 +302,13 @@ def test_more_texts_than_the_pool_has_are_refused_before_anything_runs(tmp_path:
     by_default = changed(text_pool=str(first))
     assert any("10 are asked for" in problem for problem in problems(by_default))
     load_config(changed(text_pool=["imagenet:lemmas"], scores__texts_per_component=500))
+
+
+def test_too_few_names_of_embeddings_are_said_to_be_names(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a tree\na red cup\n", "utf-8")
+    (tmp_path / "rows.npy").write_bytes(b"")
+    files = {"path": str(tmp_path / "rows.npy"), "names": str(tmp_path / "names.txt")}
+    raw = changed(reference={"texts": files})
+    (found,) = [p for p in problems(raw) if p.startswith("scores.texts_per_component")]
+    assert "but reference.texts.names has 2 texts" in found
+    assert "text_pool" not in found and "further files" not in found
