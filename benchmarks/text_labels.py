@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -37,15 +38,19 @@ from pipeline_lib.reconstruction import (
     reconstruction_table,
     zero_shot_reading,
 )
-from pipeline_lib.roles import category_shares
+from pipeline_lib.roles import category_shares, dealt_categories
 from pipeline_lib.scores import moments
 from pipeline_lib.streamed import stored_coordinates
 from pipeline_lib.textspan import Labels, explained, random_pool
 from pipeline_lib.truths import Factors
 
 METHODS = ("textspan", "published", "omp", "nonnegative")
+#: Ends the name of a count that is of shuffled categories.
+CHANCE = " by chance"
 #: Factors of the images whose names are categories of the pool.
 MAIN = ("colour", "shape", "texture", "scene")
+#: Times the categories are shuffled over the pool.
+DEALS = 1000
 #: Truths by which a component is known to carry a factor, and what that means.
 TRUTHS = {
     "decodability_in_words": "it is read best of it, in the directions of its words",
@@ -108,7 +113,7 @@ def compare(given: Given, methods: Iterable[str], count: int, seed: int) -> list
             {"method": method, "images": given.seen.found.n, "heldout": given.fresh.found.n}
             | _explained(given, labellers, labels, count)
             | _kept(given, kept, count, seed)
-            | _named(given, labels["texts"])
+            | _named(given, labels["texts"], seed)
         )
     return rows
 
@@ -167,31 +172,40 @@ def _kept(given: Given, kept: Mapping[str, Kept], count: int, seed: int) -> dict
     }
 
 
-def _named(given: Given, labels: Sequence[Labels]) -> dict[str, int]:
-    """Of how many components that are known to carry a factor most texts speak of it."""
+def _named(given: Given, labels: Sequence[Labels], seed: int) -> dict[str, float]:
+    """Of how many components that are known to carry a factor the texts speak of it most.
+
+    By chance: of how many on average, with the categories shuffled over the pool.
+    """
     pool = given.texts[given.texts["use"] == "pool"]["feature"].to_numpy()
     names, codes = np.unique(pool, return_inverse=True)
-    right = dict.fromkeys(TRUTHS, 0)
+    right = {f"{truth}{end}": 0.0 for truth in TRUTHS for end in ("", CHANCE)}
     for truth in TRUTHS:
         for factor in MAIN:
             known = given.truth[given.truth["feature"] == factor].dropna(subset=[truth])
             if known.empty or factor not in names:
                 continue
             label = labels[int(known.loc[known[truth].idxmax(), "component"])]
-            shares = category_shares(
-                np.array(label.gains), codes[None, list(label.texts)], len(names)
-            )
-            right[truth] += int(names[shares[0].argmax()] == factor)
+            own = codes[None, list(label.texts)]
+            dealt = dealt_categories(codes, len(label.texts), DEALS, seed)
+            for end, categories in (("", own), (CHANCE, dealt)):
+                shares = category_shares(np.array(label.gains), categories, len(names))
+                right[f"{truth}{end}"] += float((names[shares.argmax(axis=1)] == factor).mean())
     return right
 
 
-def page(table: pd.DataFrame, chance: Mapping[str, float], command: str, count: int) -> str:
-    """The page docs/text-labels.md."""
-    asked = sum(name in chance for name in MAIN)
-    of = asked * table["model"].nunique()
-    columns = {truth: f"{truth.replace('_', ' ')}, right of {of}" for truth in TRUTHS}
-    known = table.groupby("method", sort=False)[list(TRUTHS)].sum().reset_index()
-    known = known.rename(columns=columns)
+def page(table: pd.DataFrame, asked: Sequence[str], command: str, count: int) -> str:
+    """The page docs/text-labels.md; `asked` are the factors that components are known to carry."""
+    of = len(asked) * table["model"].nunique()
+    columns = {}
+    for truth in TRUTHS:
+        said = truth.replace("_", " ")
+        columns |= {truth: f"{said}, right of {of}", f"{truth}{CHANCE}": f"{said}, by chance"}
+    known = table.groupby("method", sort=False)[list(columns)].sum()
+    for truth in TRUTHS:
+        known[truth] = known[truth].map("{:.0f}".format)
+        known[f"{truth}{CHANCE}"] = known[f"{truth}{CHANCE}"].map("{:.1f}".format)
+    known = known.rename(columns=columns).reset_index()
     both = [
         row | {name: f"{row[f'{kind} fitted']:.3f} / {row[f'{kind} heldout']:.3f}"
                for kind, name in KINDS.items()}
@@ -228,18 +242,17 @@ def page(table: pd.DataFrame, chance: Mapping[str, float], command: str, count: 
         "## Is the right category found?",
         "",
         "For each model and each of "
-        + ", ".join(name for name in MAIN if name in chance)
+        + ", ".join(asked)
         + ": the component that carries this factor of the images by a truth ("
         + "; ".join(f"*{name.replace('_', ' ')}*: {what}" for name, what in TRUTHS.items())
         + "). Right: of what its texts explain, the largest share is that of texts of this "
-        "category. By chance a text is of it as often as its category is in the pool: "
-        + ", ".join(f"{name} {share:.2f}" for name, share in chance.items())
-        + ".",
+        "category. By chance: the same with the categories shuffled over the pool, mean of "
+        f"{DEALS} shuffles.",
         "",
         *markdown_rows(["method", *columns.values()], known.to_dict("records")),
         "",
         *_accuracies(table, "linear", "How well factors are still read", (
-            "Mean accuracy over " + ", ".join(name for name in MAIN if name in chance)
+            "Mean accuracy over " + ", ".join(asked)
             + " of a linear reader fitted on the whole representation, on images it was not fitted "
             "on, when every head, or every component, is replaced by its mean and what its texts "
             "keep of the rest."
@@ -296,10 +309,8 @@ def main() -> None:
         print(pd.DataFrame(rows[-len(found) :]).round(3).to_string(), flush=True)
     pool = given.texts[given.texts["use"] == "pool"]["feature"]
     known = set(given.truth["feature"]) & set(pool)
-    chance = {name: float((pool == name).mean()) for name in MAIN if name in known}
-    options = f"--docs {asked.docs}" if asked.docs else ""
-    command = f"python -m benchmarks.text_labels {asked.run} {options}".strip()
-    made = page(pd.DataFrame(rows), chance, command, asked.count)
+    command = f"python -m benchmarks.text_labels {' '.join(sys.argv[1:])}"
+    made = page(pd.DataFrame(rows), [n for n in MAIN if n in known], command, asked.count)
     print(made)
     if asked.docs:
         asked.docs.write_text(made, "utf-8")

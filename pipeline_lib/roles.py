@@ -61,7 +61,7 @@ def role_table(
         )
     texts = labels.groupby("component").size()
     draws = max(draws, DRAWS_EACH * len(texts))
-    dealt = _dealt(codes, int(texts.max()) if len(texts) else 0, draws, seed)
+    dealt = dealt_categories(codes, int(texts.max()) if len(texts) else 0, draws, seed)
     rows: list[dict[str, Any]] = []
     for component, label in labels.groupby("component"):
         gains = label["variance"].to_numpy()
@@ -99,7 +99,7 @@ def role_table(
     )
 
 
-def _dealt(
+def dealt_categories(
     codes: Int[np.ndarray, " k"], texts: int, draws: int, seed: int
 ) -> Int[np.ndarray, "w s"]:
     """Categories of as many texts as a label has, drawn from the pool without replacement.

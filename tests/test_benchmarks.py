@@ -15,6 +15,9 @@ import pandas as pd
 import pytest
 from documents import ROOT, commands
 
+from benchmarks.text_labels import MAIN
+from pipeline_lib.artifacts import read_table
+
 #: Module to the options that make it small, where `{run}` is a finished run of the tiny
 #: configuration, and to a row that its table then has.
 SMALL = {
@@ -75,6 +78,26 @@ def test_a_small_benchmark_ends_with_its_table(module: str, finished: Path, tmp_
     page = tmp_path / "page.md"
     text = page.read_text("utf-8") if page.exists() else out
     assert re.search(row, text), text
+
+
+def test_the_page_of_the_text_labels_says_how_it_was_made(finished: Path, tmp_path: Path) -> None:
+    """By which command, options and all; and how often shuffled categories would be right."""
+    options = f"{finished / 'results/test'} --count 1 --methods omp --seed 3 --docs page.md"
+    run("text_labels", options, tmp_path)
+    text = (tmp_path / "page.md").read_text("utf-8")
+    assert f"`python -m benchmarks.text_labels {options}`" in text
+
+    results = finished / "results/test"
+    texts = read_table("text_features", results / "features/texts/reference.parquet")
+    pool = texts.loc[texts["use"] == "pool", "feature"]
+    truths = [read_table("truth", path) for path in results.glob("scores/*/*.truth.parquet")]
+    asked = sum((pool == name).mean() for name in MAIN if name in set(truths[0]["feature"]))
+    (line,) = re.findall(r"^\| omp \| (.*) \|$", text, re.MULTILINE)
+    counts = [float(cell) for cell in line.split(" | ")]
+    # One text is of a category as often as the pool: the count is the sum of these shares.
+    assert asked > 0
+    for chance in (counts[1], counts[3]):
+        assert chance == pytest.approx(len(truths) * asked, abs=0.15)
 
 
 def test_peaks_of_memory_are_measured_alone(tmp_path: Path) -> None:
