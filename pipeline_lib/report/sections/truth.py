@@ -60,7 +60,7 @@ def _validation(run: Run) -> Figure:
         "Do the scores agree with the truth?",
         Caption(
             "Rank correlation, over the components of a model, between a score and what is known "
-            "of them, with its 95\u202f% interval; mean over features.",
+            "of them, with its 95\u202f% interval by redrawing the images; mean over features.",
             "Read alone: R² of a linear reader of the known factor from the component, on "
             "images not used in its fit; in words: from what it says in the directions of the "
             "feature’s words. Accuracy or margin lost: by replacing the component by "
@@ -69,7 +69,7 @@ def _validation(run: Run) -> Figure:
             "correlation with the reference CLIP’s own ranking of the images.",
             plural(int(shown["n"].max()), "image") if len(shown) else "no image",
             "Direct effects only, on both sides. Random: the scores, dealt to the components at "
-            "random.",
+            "random; mean over the deals and the middle 95\u202f% of them.",
         ),
         panels,
         table,
