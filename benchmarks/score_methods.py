@@ -179,7 +179,7 @@ one score (published) were then fixed, to be held against models that are traine
 seeds and see other images (`benchmarks/other_seed.yaml`); nothing is chosen on these. They are
 seven models from four trainings from random weights, none of which shares weights with the
 reference. The first, `deit`, was looked at when it alone was there (all four factors confirmed by
-that pair); this was written before the others were trained to their end.
+that pair). This was written before the contributions of any other were computed.
 
 The result, on `demo-anew` (the last section): that pair and that score confirm 28 of 28 factors, in
 all seven models. The default score is confirmed for 27 of 28 by decodability and joint loss (all
