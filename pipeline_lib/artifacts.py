@@ -42,7 +42,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "segmentation": 3,
     "spurious": 2,
     "codes": 2,
-    "report": 5,
+    "report": 6,
 }
 
 

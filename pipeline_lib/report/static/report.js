@@ -472,7 +472,7 @@
     const present = atlas.measures.filter((measure) => part.values[measure.key]);
     if (!present.length) return null;
     const groups = [["strength", "Direct effect", "Share of the variance of the model's own representation, with its 95\u202f% interval over images."],
-      ["score:", "Share of each feature", "Share of the feature's variance, with its 95\u202f% interval over images. Pale: not above random directions (p > 0.05)."],
+      ["score:", "Share of each feature", "Share of the feature's variance, with its 95\u202f% interval over images. Pale: not above random directions (q > 0.05)."],
       ["drop:", "Accuracy lost without it", "When this component alone is replaced by its mean."]];
     return el("div", {}, groups.map(([key, title, words]) => {
       const own = present.filter((measure) => measure.key.startsWith(key));
