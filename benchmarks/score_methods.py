@@ -29,7 +29,7 @@ from pipeline_lib.coordinates import Encoded, Source, encode
 from pipeline_lib.dumps import open_dump
 from pipeline_lib.features import concept_embeddings
 from pipeline_lib.maps import load_maps, without_test
-from pipeline_lib.scores import Moments, feature_basis, moments, ordered_basis
+from pipeline_lib.scores import Moments, feature_basis, moments, ordered_basis, sum_blocks
 from pipeline_lib.truths import RIDGE, Factors, banzhaf, folds, kept_halves, linear_reader
 from pipeline_lib.validation import DECILE, ranks
 
@@ -328,8 +328,7 @@ def surely_above(
 
 def _rows(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
     """What sums coordinates, the coordinates less their mean, and the representation."""
-    bases = encoded.bases
-    summing = bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1)).double()
+    summing = sum_blocks(encoded.bases).double()
     rows = encoded.rows(np.arange(len(encoded))).double()
     return summing, rows - rows.mean(dim=0), rows @ summing
 

@@ -32,6 +32,8 @@ SAMPLE = 384
 LOST_ENERGY = 1e-10
 #: Coordinates larger than this are kept in a temporary file instead of memory.
 MEMORY_BYTES = 1 << 30
+#: Images whose coordinates are read at once.
+AT_ONCE = 1024
 
 
 def not_finite(name: str, component: int, image: int, n: int) -> ArtifactError:
@@ -196,6 +198,25 @@ class Encoded:
     def rows(self, index: np.ndarray) -> Float[Tensor, "b r"]:
         """Coordinates of the images at positions `index`."""
         return torch.from_numpy(np.ascontiguousarray(self.values[index]))
+
+    def batches(
+        self, index: np.ndarray | None = None, *, size: int | None = None
+    ) -> Iterator[tuple[np.ndarray, Float[Tensor, "b r"]]]:
+        """All images in order, or those at positions `index`: positions and coordinates.
+
+        `size` is how many are read at once, `AT_ONCE` by default.
+        """
+        index, size = np.arange(len(self)) if index is None else index, size or AT_ONCE
+        for start in range(0, len(index), size):
+            part = index[start : start + size]
+            yield part, self.rows(part)
+
+    def mean(self, index: np.ndarray | None = None) -> Float[Tensor, " r"]:
+        """Mean of the coordinates of all images, or of those at `index`, summed in float64."""
+        sums = torch.zeros(self.values.shape[1], dtype=torch.float64)
+        for _, rows in self.batches(index):
+            sums += rows.double().sum(dim=0)
+        return sums / (len(self) if index is None else len(index))
 
 
 def find_bases(source: Source, *, sample: int = SAMPLE, tolerance: float = RANK_TOLERANCE) -> Bases:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -19,8 +18,6 @@ from torch import Tensor
 from pipeline_lib.coordinates import Bases, Encoded
 from pipeline_lib.scores import Moments
 from pipeline_lib.textspan import Labels, text_rows
-
-_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -89,8 +86,7 @@ def part_moments(encoded: Encoded, found: Moments, parts: Sequence[Part]) -> Mom
     maps = [found.blocks[chosen].float() for chosen in columns]
     width = found.total.shape[0]
     within = [torch.zeros(width, width, dtype=torch.float64) for _ in parts]
-    for start in range(0, len(encoded), _CHUNK):
-        rows = encoded.rows(np.arange(start, min(start + _CHUNK, len(encoded))))
+    for _, rows in encoded.batches():
         centred = (rows.double() - found.mean).float()
         for place, (chosen, map_) in enumerate(zip(columns, maps, strict=True)):
             part = (centred[:, chosen] @ map_).double()

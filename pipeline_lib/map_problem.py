@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline_lib.coordinates import Encoded
 from pipeline_lib.maps import unit
+from pipeline_lib.scores import sum_blocks
 
 _CHUNK = 1024
 
@@ -59,9 +60,7 @@ class Problem:
 
     def summing(self) -> Float[Tensor, "r d"]:
         """Matrix that takes coordinates to the representation."""
-        bases = self.encoded.bases
-        summing = bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1))
-        return summing.to(self.targets.device)
+        return sum_blocks(self.encoded.bases).to(self.targets.device)
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,6 @@ KINDS: Mapping[str, str] = {
     "pca": "principal components",
 }
 
-_CHUNK = 1024
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -178,14 +176,8 @@ def reconstruction_table(
 def _whole(encoded: Encoded, found: Moments) -> Float[Tensor, "n e"]:
     """Mapped representations less their mean."""
     blocks, mean = found.blocks.float(), found.mean.float()
-    parts = [((rows - mean) @ blocks).double() for _, rows in _chunks(encoded)]
+    parts = [((rows - mean) @ blocks).double() for _, rows in encoded.batches()]
     return torch.cat(parts)
-
-
-def _chunks(encoded: Encoded) -> Iterator[tuple[np.ndarray, Float[Tensor, "b r"]]]:
-    for start in range(0, len(encoded), _CHUNK):
-        positions = np.arange(start, min(start + _CHUNK, len(encoded)))
-        yield positions, encoded.rows(positions)
 
 
 def _sums(
@@ -202,7 +194,7 @@ def _sums(
     """
     blocks, mean = found.blocks.float(), found.mean.float()
     members = {name: set(some) for name, some in replaced.items()}
-    for positions, coordinates in _chunks(encoded):
+    for positions, coordinates in encoded.batches():
         rows = coordinates - mean
         sums = (rows @ blocks).repeat(len(plans), 1, 1)
         for component in sorted(set().union(*members.values())):

@@ -15,7 +15,7 @@ from scipy.stats import false_discovery_control
 
 from pipeline_lib.errors import DataError
 from pipeline_lib.scores import Moments
-from pipeline_lib.significance import DRAWS_EACH
+from pipeline_lib.significance import DRAWS_EACH, p_values
 from pipeline_lib.textspan import component_variances
 
 NO_ROLE = "no clear role"
@@ -79,7 +79,7 @@ def role_table(
                 "role": str(names[first]),
                 "share": float(shares[first]),
                 "margin": float(ahead),
-                "p_value": (1 + int((chance >= shares[first] - 1e-12).sum())) / (1 + draws),
+                "p_value": float(p_values(shares[[first]] - 1e-12, chance[:, None])[0]),
                 "q_value": np.nan,
                 "texts_in_role": int((own == first).sum()),
                 "texts": len(gains),

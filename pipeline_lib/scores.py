@@ -9,7 +9,7 @@ a feature's subspace, `r` coordinates of all components side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,6 @@ from pipeline_lib.maps import Maps
 RANK_TOLERANCE = 1e-4
 #: A component of at most this share of the representation's variance has rounding noise only.
 CONSTANT = 1e-12
-
-_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -104,13 +102,13 @@ def moments(encoded: Encoded, maps: Maps) -> Moments:
     bases, slices = encoded.bases, encoded.bases.slices
     blocks = map_blocks(maps, bases)
     summing = sum_blocks(bases)
-    mean = _mean(encoded)
+    mean = encoded.mean()
     width, out = blocks.shape
     within = [torch.zeros(rank, rank, dtype=torch.float64) for rank in bases.ranks]
     cross = torch.zeros(width, out, dtype=torch.float64)
     total = torch.zeros(out, out, dtype=torch.float64)
     shares = torch.zeros(width, dtype=torch.float64)
-    for rows in _chunks(encoded):
+    for _, rows in encoded.batches():
         centred = (rows.double() - mean).float()  # a large mean would be rounded
         mapped = centred @ blocks
         cross += centred.T @ mapped
@@ -259,18 +257,6 @@ def _projected(
         own.append((reading[columns] * (within @ reading[columns])).sum(dim=0))
         covariance.append(products[columns].sum(dim=0))
     return torch.stack(own), torch.stack(covariance)
-
-
-def _mean(encoded: Encoded) -> Float[Tensor, " r"]:
-    sums = torch.zeros(encoded.values.shape[1], dtype=torch.float64)
-    for rows in _chunks(encoded):
-        sums += rows.double().sum(dim=0)
-    return sums / len(encoded)
-
-
-def _chunks(encoded: Encoded) -> Iterator[Float[Tensor, "b r"]]:
-    for start in range(0, len(encoded), _CHUNK):
-        yield encoded.rows(np.arange(start, min(start + _CHUNK, len(encoded))))
 
 
 def _check_descriptors(descriptors: Tensor) -> None:

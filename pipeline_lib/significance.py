@@ -126,9 +126,10 @@ def redrawn_scores(
     """
     spans = {name: feature_basis(rows) for name, rows in features.items()}
     ordered = {name: ordered_basis(rows) for name, rows in features.items()}
-    inside = {name: _Sums(found, basis, len(weights)) for name, basis in spans.items()}
-    along = {name: _Sums(found, basis, len(weights)) for name, basis in ordered.items()}
-    variances = _Variances(found, len(weights))
+    images = torch.from_numpy(weights.sum(axis=1, dtype=np.float64)).clamp_min(1.0)
+    inside = {name: _Sums(found, basis, images) for name, basis in spans.items()}
+    along = {name: _Sums(found, basis, images) for name, basis in ordered.items()}
+    variances = _Variances(found, images)
     for centred, counts in _drawn(encoded, found, weights):
         variances.add(centred, counts)
         for sums in (*inside.values(), *along.values()):
@@ -173,28 +174,30 @@ def _drawn(
     encoded: Encoded, found: Moments, weights: Weights
 ) -> Iterator[tuple[Float[Tensor, "b r"], Float[Tensor, "w b"]]]:
     """Centred coordinates batch by batch, and how often each redraw holds each of these images."""
-    for start in range(0, len(encoded), _CHUNK):
-        stop = min(start + _CHUNK, len(encoded))
-        rows = encoded.rows(np.arange(start, stop))
-        counts = torch.from_numpy(weights[:, start:stop].astype(np.float32))
+    for positions, rows in encoded.batches(size=_CHUNK):
+        counts = torch.from_numpy(weights[:, positions].astype(np.float32))
         yield rows - found.mean.float(), counts
 
 
 class _Sums:
-    """Weighted sums over images along the directions of a basis, in every redraw."""
+    """Weighted sums over images along the directions of a basis, in every redraw.
 
-    def __init__(self, found: Moments, basis: Float[Tensor, "e q"], draws: int) -> None:
+    `images` is how many images each redraw holds.
+    """
+
+    def __init__(
+        self, found: Moments, basis: Float[Tensor, "e q"], images: Float[Tensor, " w"]
+    ) -> None:
         self.reading = (found.blocks @ basis).float()
         self.slices = found.bases.slices
-        shape = (draws, len(self.slices), basis.shape[1])
-        self.weight = torch.zeros(draws, dtype=torch.float64)
+        self.images = images[:, None]
+        shape = (len(images), len(self.slices), basis.shape[1])
         self.own, self.square, self.product = torch.zeros(3, *shape, dtype=torch.float64)
-        self.whole = torch.zeros(draws, basis.shape[1], dtype=torch.float64)
+        self.whole = torch.zeros(len(images), basis.shape[1], dtype=torch.float64)
 
     def add(self, rows: Float[Tensor, "b r"], counts: Float[Tensor, "w b"]) -> None:
         values = torch.stack([rows[:, s] @ self.reading[s] for s in self.slices], dim=1)
         whole = values.sum(dim=1)
-        self.weight += counts.sum(dim=1)
         self.own += (counts @ values.flatten(1)).view_as(self.own)
         self.square += (counts @ values.square().flatten(1)).view_as(self.own)
         self.product += (counts @ (values * whole[:, None]).flatten(1)).view_as(self.own)
@@ -204,34 +207,32 @@ class _Sums:
         self,
     ) -> tuple[Float[Tensor, "w c q"], Float[Tensor, "w c q"], Float[Tensor, "w q"]]:
         """Variance of each component, its covariance with the whole, and the whole's variance."""
-        count = self.weight.clamp_min(1.0)[:, None, None]
+        count = self.images[:, None]
         mean = self.own / count
         whole = mean.sum(dim=1)
         own = (self.square / count - mean.square()).clamp_min(0)
         covariance = self.product / count - mean * whole[:, None]
-        return own, covariance, self.whole / count[:, :, 0] - whole.square()
+        return own, covariance, self.whole / self.images - whole.square()
 
 
 class _Variances:
     """Total variance of each mapped component, in every redraw."""
 
-    def __init__(self, found: Moments, draws: int) -> None:
+    def __init__(self, found: Moments, images: Float[Tensor, " w"]) -> None:
         self.blocks, self.slices = found.blocks, found.bases.slices
-        self.weight = torch.zeros(draws, dtype=torch.float64)
-        self.rows = torch.zeros(draws, len(self.blocks), dtype=torch.float64)
-        self.square = torch.zeros(draws, len(self.slices), dtype=torch.float64)
+        self.maps, self.images = found.blocks.float(), images[:, None]
+        self.rows = torch.zeros(len(images), len(self.blocks), dtype=torch.float64)
+        self.square = torch.zeros(len(images), len(self.slices), dtype=torch.float64)
 
     def add(self, rows: Float[Tensor, "b r"], counts: Float[Tensor, "w b"]) -> None:
-        mapped = [(rows[:, s] @ self.blocks[s].float()).square().sum(dim=1) for s in self.slices]
-        self.weight += counts.sum(dim=1)
+        mapped = [(rows[:, s] @ self.maps[s]).square().sum(dim=1) for s in self.slices]
         self.rows += counts @ rows
         self.square += counts @ torch.stack(mapped, dim=1)
 
     def found(self) -> Float[Tensor, "w c"]:
-        count = self.weight.clamp_min(1.0)[:, None]
-        mean = self.rows / count
+        mean = self.rows / self.images
         means = [(mean[:, s] @ self.blocks[s]).square().sum(dim=1) for s in self.slices]
-        return (self.square / count - torch.stack(means, dim=1)).clamp_min(0)
+        return (self.square / self.images - torch.stack(means, dim=1)).clamp_min(0)
 
 
 def random_scores(

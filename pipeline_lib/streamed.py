@@ -24,7 +24,7 @@ from pipeline_lib.coordinates import MEMORY_BYTES, Bases, Encoded, not_finite, r
 from pipeline_lib.errors import ArtifactError, DataError
 from pipeline_lib.hierarchy import Part, part_columns, summed_moments
 from pipeline_lib.maps import Maps
-from pipeline_lib.scores import Moments, map_blocks
+from pipeline_lib.scores import Moments, map_blocks, sum_blocks
 
 
 class Stored(Protocol):
@@ -126,7 +126,7 @@ class StreamedMoments:
             raise DataError(f"scores need at least 2 images, there are {self.n}")
         bases, order, covariance = self._covariance(stored)
         blocks = map_blocks(maps, bases).double()
-        summing = bases.project(torch.eye(bases.width).expand(len(bases.vectors), -1, -1)).double()
+        summing = sum_blocks(bases).double()
         cross = covariance @ blocks
         shares = ((covariance @ summing) * summing).sum(dim=1)
         strengths = torch.stack([shares[columns].sum() for columns in bases.slices])

@@ -136,11 +136,14 @@ def _unfit(text: str) -> str:
     """What is wrong with the signs of a text; '' where nothing is."""
     joined = {match.start() for match in _JOINER.finditer(text)}
     for place, sign in enumerate(text):
-        name = f"U+{ord(sign):04X} {unicodedata.name(sign, '')}".strip()
         if sign == "\ufffd":
-            return f"has {name}, which stands for a character that was lost; write it anew"
-        if unicodedata.category(sign) in ("Cc", "Cf", "Co") and place not in joined:
-            return f"has {name}, which is not seen; delete it"
+            complaint = "which stands for a character that was lost; write it anew"
+        elif unicodedata.category(sign) in ("Cc", "Cf", "Co") and place not in joined:
+            complaint = "which is not seen; delete it"
+        else:
+            continue
+        name = f"U+{ord(sign):04X} {unicodedata.name(sign, '')}".strip()
+        return f"has {name}, {complaint}"
     return ""
 
 

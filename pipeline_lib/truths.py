@@ -28,7 +28,7 @@ from pipeline_lib.artifacts import extra_columns
 from pipeline_lib.coordinates import Encoded
 from pipeline_lib.errors import DataError
 from pipeline_lib.redraws import Weights, once
-from pipeline_lib.scores import Moments, feature_basis
+from pipeline_lib.scores import Moments, feature_basis, sum_blocks
 
 log = logging.getLogger(__name__)
 
@@ -196,8 +196,8 @@ class _Target:
     ----------
     factors, wanted
         Factors, and their one-hot code `[n, v]`.
-    counts
-        How often each image counts `[w, n]`.
+    counts, images
+        How often each image counts `[w, n]`, and all together `[w, 1]`, at least 1.
     spread
         Sum of squares of the code about its mean `[w, f]`; 0 where all images have one value.
     """
@@ -205,15 +205,17 @@ class _Target:
     factors: Factors
     wanted: Float[Tensor, "n v"]
     counts: Float[np.ndarray, "w n"]
+    images: Float[np.ndarray, "w 1"]
     spread: Float[np.ndarray, "w f"]
 
     @classmethod
     def of(cls, factors: Factors, weights: Weights) -> _Target:
         wanted, counts = factors.one_hot(), weights.astype(np.float64)
+        images = counts.sum(axis=1, keepdims=True).clip(1.0)
         sums = torch.from_numpy(counts) @ wanted
-        images = torch.from_numpy(counts.sum(axis=1, keepdims=True)).clamp_min(1.0)
         # The code is 0 or 1, so its squares are itself.
-        return cls(factors, wanted, counts, factors.by_factor(sums - sums.square() / images))
+        spread = factors.by_factor(sums - sums.square() / torch.from_numpy(images))
+        return cls(factors, wanted, counts, images, spread)
 
 
 def _told(
@@ -232,9 +234,7 @@ def _told(
         missed[test] = target.factors.by_factor((wanted[test] - read).square())
     varies = target.spread > 1e-9
     share = 1 - counts @ missed / np.where(varies, target.spread, 1.0)
-    return np.where(varies, share, 0.0), counts @ right / counts.sum(axis=1, keepdims=True).clip(
-        1.0
-    )
+    return np.where(varies, share, 0.0), counts @ right / target.images
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def ablation_loss(
     weights = once(len(encoded)) if weights is None else weights
     bases, wanted = encoded.bases, factors.one_hot()
     count = len(bases.vectors)
-    summing = bases.project(torch.eye(bases.width).expand(count, -1, -1)).double()
+    summing = sum_blocks(bases).double()
     whole = torch.cat([encoded.rows(part).double() @ summing for part in _parts(len(encoded))])
     alone = np.eye(count, dtype=np.float32)
     ablated = np.concatenate([np.zeros((1, count)), alone, 1 - kept_halves(count, seed)])
@@ -287,7 +287,7 @@ def ablation_loss(
     margin = np.zeros((len(weights), count, len(factors.names)))
     for train, test in folds(len(encoded), seed):
         reader, offset = linear_reader(whole[train], wanted[train])
-        mean = _mean(encoded, train)
+        mean = encoded.mean(train)
         through = summing @ reader
         for part in np.array_split(test, -(-len(test) // _FEW)):
             centred = encoded.rows(part).double() - mean
@@ -522,14 +522,6 @@ def folds(count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for fold, test in enumerate(parts):
         train = np.concatenate([part for other, part in enumerate(parts) if other != fold])
         yield np.sort(train), np.sort(test)
-
-
-def _mean(encoded: Encoded, index: Int[np.ndarray, " m"]) -> Float[Tensor, " r"]:
-    """Mean coordinates of some images, summed in float64."""
-    parts = np.array_split(index, -(-len(index) // _CHUNK))
-    return torch.stack([encoded.rows(part).double().sum(dim=0) for part in parts]).sum(0) / len(
-        index
-    )
 
 
 def _parts(count: int) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ a pair. Intervals are over images: scores and truths are taken from the same red
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -94,6 +94,7 @@ def validation_table(
             continue
         measured = _wide(known, truth, kept, features)
         shuffled = truth == "clip_shuffled"
+        again = measured[:0] if shuffled else _wide(redraws, truth, kept, features)
         for column in SCORES:
             dealt = column == "random"
             one = _wide(scores, "score" if dealt else column, kept, features)
@@ -102,10 +103,10 @@ def validation_table(
             elif shuffled:
                 pair = np.broadcast_to(one, measured.shape), measured
             else:
-                again = [_wide(redraws, name, kept, features) for name in (column, truth)]
-                pair = np.concatenate([one, again[0]]), np.concatenate([measured, again[1]])
-            ends = _middle if dealt or shuffled else _errors
-            rows += [(truth, *row) for row in _rows(column, features, named, pair, ends)]
+                drawn = _wide(redraws, column, kept, features)
+                pair = np.concatenate([one, drawn]), np.concatenate([measured, again])
+            control = dealt or shuffled
+            rows += [(truth, *row) for row in _rows(column, features, named, pair, control)]
     columns = ["truth", "across", "feature", "score", "value", "low", "high", "percentile", "top"]
     return pd.DataFrame(rows, columns=columns).assign(n=images)
 
@@ -115,17 +116,21 @@ def _rows(
     features: Sequence[str],
     named: Sequence[str],
     pair: tuple[Float[np.ndarray, "p c f"], Float[np.ndarray, "p c f"]],
-    ends: Callable[[Float[np.ndarray, " p"]], tuple[float, float, float]],
+    control: bool,
 ) -> Iterator[tuple[object, ...]]:
-    """Agreement of a score with a truth, feature by feature, and the means."""
+    """Agreement of a score with a truth, feature by feature, and the means.
+
+    All draws of a control are alike; otherwise the first is the images themselves, the others
+    redraws of them.
+    """
     one, other = pair
+    ends = _middle if control else _errors
     between = spearman(one, other, axis=1)
     for place, feature in enumerate(features):
-        top = one[:, :, place].argmax(axis=1)
-        at_top = np.take_along_axis(other[:, :, place], top[:, None], axis=1)
-        percentile = (other[:, :, place] <= at_top).mean(axis=1)
-        if ends is _errors:
-            percentile = percentile[:1]  # of the images themselves
+        seen = slice(None) if control else slice(1)
+        top, truth = one[seen, :, place].argmax(axis=1), other[seen, :, place]
+        at_top = np.take_along_axis(truth, top[:, None], axis=1)
+        percentile = (truth <= at_top).mean(axis=1)
         first = "" if column == "random" else named[top[0]]
         found = ends(between[:, place])
         yield "components", feature, column, *found, float(percentile.mean()), str(first)

@@ -140,7 +140,7 @@ def test_labels_are_told_by_the_nearest_text_and_nothing_is_fitted(planted) -> N
 
 def test_replaced_components_are_added_up_over_chunks_of_images(planted, monkeypatch) -> None:
     whole = reconstructed(planted, [1, 2], counts=(1, 3))
-    monkeypatch.setattr("pipeline_lib.reconstruction._CHUNK", 97)
+    monkeypatch.setattr("pipeline_lib.coordinates.AT_ONCE", 97)
     pd.testing.assert_frame_equal(reconstructed(planted, [1, 2], counts=(1, 3)), whole)
 
 

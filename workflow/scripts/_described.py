@@ -65,8 +65,9 @@ class Pool:
         labeller = self.labeller(method)
         longer = labeller.labels(seen, count=count, min_gain=0.0)
         found = {"texts": labeller.kept(longer), "pca": along(bounds(seen.found, count))}
-        others = {kind: Labeller(method, self.random[kind]) for kind in random}
-        return found | {kind: others[kind].kept(each) for kind, each in random.items()}
+        return found | {
+            kind: Labeller(method, self.random[kind]).kept(each) for kind, each in random.items()
+        }
 
 
 def write_described(
